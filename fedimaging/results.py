@@ -1,0 +1,88 @@
+"""Frozen records that travel between packages: plain facts, no behaviour beyond writing themselves as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+"""Named float32 arrays: trainable tensors of a model, keyed by parameter name, in the model's own order."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric with its 95 % interval (bootstrap over patients). NaN `value`: not defined, e.g. one class only."""
+
+    value: float
+    low: float
+    high: float
+    n_patients: int
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """NaN becomes null: JSON has no NaN."""
+        return {k: (None if isinstance(v, float) and v != v else v) for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class PrivacySpent:
+    """What one hospital has spent on its patients, as its ledger says it."""
+
+    unit: str
+    epsilon: float
+    delta: float
+    budget_epsilon: float
+    accountant: str
+    steps: int
+    noise_multiplier: float
+    sample_rate: float
+    epsilon_rdp: float
+    noise: str
+
+    def as_json(self) -> dict[str, Any]:
+        """As a plain dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SiteUpdate:
+    """One hospital's reply to one round: the change of the trainable tensors (end minus start), nothing else."""
+
+    site: str
+    round: int
+    delta: Arrays
+
+
+@dataclass(frozen=True)
+class SiteEvaluation:
+    """One hospital's evaluation of the global model on its own test patients.
+
+    `metrics` leaves always that the policy allows metrics; `predictions` (scores per scan, pseudonymous) only where
+    the policy says `scores`, as in a simulation.
+    """
+
+    site: str
+    round: int
+    loss: float
+    n_patients: int
+    metrics: Mapping[str, float]
+    predictions: Arrays = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One line of `rounds.jsonl`."""
+
+    round: int
+    sites: tuple[str, ...]
+    refused: Mapping[str, str]
+    metrics: Mapping[str, float]
+    site_metrics: Mapping[str, Mapping[str, float]]
+    epsilon: Mapping[str, float]
+    update_norm: float
+    seconds: Mapping[str, float]
+    bytes_per_site: int
+
+    def as_json(self) -> dict[str, Any]:
+        """As a plain dictionary."""
+        return asdict(self)
