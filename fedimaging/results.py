@@ -46,11 +46,14 @@ class PrivacySpent:
 
 @dataclass(frozen=True)
 class SiteUpdate:
-    """One hospital's reply to one round: the change of the trainable tensors (end minus start), nothing else."""
+    """One hospital's reply to one round: the change of the shared trainable tensors (end minus start), nothing else.
+
+    `delta` is one float32 vector (P,), laid out as `models.state.StateLayout` says.
+    """
 
     site: str
     round: int
-    delta: Arrays
+    delta: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""How the server turns the hospitals' updates into the next model. NumPy only."""

@@ -1,0 +1,38 @@
+"""The weighted mean of updates, one update in memory at a time."""
+
+import numpy as np
+
+from fedimaging.errors import FedimagingError, bad_value
+
+
+class StreamingMean:
+    """Running weighted mean of float32 vectors (P,), summed in float64.
+
+    The order of `add` decides the last bits of the sum, so the caller adds in site-name order. Weights are public
+    constants: a weight that depended on a hospital's private count would leak it.
+    """
+
+    def __init__(self) -> None:
+        self._sum: np.ndarray | None = None
+        self._weight = 0.0
+        self.count = 0
+
+    def add(self, update: np.ndarray, weight: float = 1.0) -> None:
+        """Add one update (P,). Errors: weight not positive and finite, other length than the first, not finite."""
+        if not (weight > 0 and np.isfinite(weight)):
+            raise FedimagingError(bad_value("weight", weight, "is not a positive finite number"))
+        if not np.isfinite(update).all():
+            raise FedimagingError("an update holds NaN or infinite numbers; it was not added.")
+        if self._sum is None:
+            self._sum = np.zeros(update.shape, np.float64)
+        if update.shape != self._sum.shape:
+            raise FedimagingError(f"an update has shape {update.shape}, the others {self._sum.shape}.")
+        self._sum += update if weight == 1.0 else np.multiply(update, weight, dtype=np.float64)
+        self._weight += weight
+        self.count += 1
+
+    def result(self) -> np.ndarray:
+        """The mean (P,) in float64. Error: nothing was added."""
+        if self._sum is None:
+            raise FedimagingError("no update was added, so there is no mean.")
+        return self._sum / self._weight

@@ -1,0 +1,138 @@
+"""The command line: parsing only. Every command imports what it needs when it runs, so that --help is instant."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedimaging import __version__
+from fedimaging.errors import FedimagingError
+
+app = typer.Typer(
+    name="fedimaging", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Federated medical imaging whose privacy claim is true per patient and kept by the hospital.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before anything trains on it.")
+app.add_typer(data_app, name="data")
+
+StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study to run.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change one key, e.g. -o federation.rounds=3.")
+]
+
+
+def main() -> None:
+    """Run the command line; an error raised on purpose is one line on stderr and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except FedimagingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, go on with --resume.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"fedimaging {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def simulate(
+    study: StudyPath,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder [default: runs/NAME-FINGERPRINT].")] = None,
+    override: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Also train pooled data and each hospital alone.")] = False,
+    workers: Annotated[str, typer.Option("--workers", help="Processes, or auto: measured.")] = "auto",
+    engine: Annotated[str, typer.Option("--engine", help="in_process, or ray: Flower's Ray engine.")] = "in_process",
+    ray_address: Annotated[str | None, typer.Option("--ray-address", help="An existing Ray cluster.")] = None,
+    track: Annotated[str | None, typer.Option("--track", help="tensorboard or mlflow, into the run folder.")] = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Draw the page and its pictures.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only the result.")] = False,
+) -> None:
+    """Train a federation of simulated hospitals on this machine, and write a report."""
+    from fedimaging.study.load import load
+
+    resolved = load(study, override or [])
+    folder = out or Path("runs") / f"{resolved.name}-{resolved.fingerprint[:8]}"
+    options = _options(resume, baselines, workers, engine, ray_address, track, report)
+
+    def work() -> None:
+        import json
+
+        from fedimaging.runs.live import LiveView
+        from fedimaging.runs.simulate import headline, simulate
+
+        with LiveView(resolved.federation.rounds, quiet=quiet) as view:
+            path = simulate(resolved, folder, options, view)
+        typer.echo(headline(json.loads(path.read_text(encoding="utf-8"))))
+        typer.echo(str(path.with_name("report.html") if report else path))
+
+    _quietly(work)
+
+
+def _options(
+    resume: bool, baselines: bool, workers: str, engine: str, ray_address: str | None, track: str | None, report: bool
+) -> Any:
+    from fedimaging.errors import StudyError, bad_value
+
+    if workers != "auto" and not (workers.isdigit() and int(workers) >= 1):
+        raise StudyError(bad_value("--workers", workers, "is neither auto nor a whole number of at least 1"))
+    if engine not in ("in_process", "ray"):
+        raise StudyError(bad_value("--engine", engine, "is neither in_process nor ray"))
+    from fedimaging.runs.options import Options
+
+    return Options(resume, baselines, workers if workers == "auto" else int(workers), engine, ray_address, track, report)
+
+
+def _quietly(work: Callable[[], None]) -> None:
+    """Run with third-party chatter off: hospitals' screens show our words only."""
+    import logging
+    import warnings
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    work()
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write a comparison [default: comparison.html].")] = None,
+) -> None:
+    """Build a run's page again, or compare several runs on one page."""
+    from fedimaging.runs.report import compare, write_page
+
+    typer.echo(str(write_page(runs[0]) if len(runs) == 1 and out is None else compare(runs, out or Path("comparison.html"))))
+
+
+@data_app.command("check")
+def data_check(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST.csv", help="One row a scan.")],
+    label: Annotated[list[str] | None, typer.Option("--label", help="Label column(s) to check.")] = None,
+    mask: Annotated[bool, typer.Option("--mask", help="Every scan needs a mask.")] = False,
+    classes: Annotated[int, typer.Option("--classes", help="Labels and mask values lie below this.")] = 2,
+    column: Annotated[list[str] | None, typer.Option("--column", help="Rename, e.g. patient_id=case_id.")] = None,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG) here.")] = None,
+) -> None:
+    """Say what is wrong with a manifest, row by row, and count patients per site."""
+    from fedimaging.data.check_command import run_check
+
+    raise typer.Exit(run_check(manifest, label or [], mask, classes, column or [], sheet, typer.echo))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The one ClientApp. What differs between a simulation and a hospital is only how a Site is opened."""
+
+import logging
+from collections.abc import Callable
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedimaging.errors import FedimagingError
+from fedimaging.federated import wire
+from fedimaging.site.site import Site
+
+_LOG = logging.getLogger("fedimaging.site")
+
+
+def build_client_app(open_site: Callable[[Context], Site]) -> ClientApp:
+    """A ClientApp over `open_site`. Guarantee: what leaves in an error is a code of `wire.REFUSALS`, nothing else."""
+    app = ClientApp()
+
+    @app.query()
+    def enrol(message: Message, context: Context) -> Message:
+        return _answer(message, context, open_site, _card)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _answer(message, context, open_site, _train)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return _answer(message, context, open_site, lambda site, content: _evaluate(site, content, final=False))
+
+    @app.evaluate("final")
+    def evaluate_final(message: Message, context: Context) -> Message:
+        return _answer(message, context, open_site, lambda site, content: _evaluate(site, content, final=True))
+
+    return app
+
+
+def _card(site: Site, content: RecordDict) -> RecordDict:
+    willing = wire.read_enrolment(content) == site.fingerprint
+    return wire.write_card(wire.SiteCard(site.name, site.bench.fingerprint, willing))
+
+
+def _train(site: Site, content: RecordDict) -> RecordDict:
+    return wire.write_update(site.train(wire.read_instruction(content)))
+
+
+def _evaluate(site: Site, content: RecordDict, *, final: bool) -> RecordDict:
+    return wire.write_evaluation(site.evaluate(wire.read_instruction(content), final=final))
+
+
+def _answer(
+    message: Message, context: Context, open_site: Callable[[Context], Site],
+    work: Callable[[Site, RecordDict], RecordDict],
+) -> Message:
+    """Do the work; an error is logged here in full and leaves as a code."""
+    site: Site | None = None
+    try:
+        site = open_site(context)
+        content = work(site, message.content)
+    except FedimagingError as error:
+        _LOG.error("%s refused %s: %s", site.name if site else "site", message.metadata.message_type, error)
+        content = _refuse(site, error.code)
+    except Exception:
+        _LOG.exception("%s failed in %s", site.name if site else "site", message.metadata.message_type)
+        content = _refuse(site, "error")
+    return Message(content, reply_to=message)
+
+
+def _refuse(site: Site | None, code: str) -> RecordDict:
+    if site is None:
+        return wire.write_refusal("", code)
+    site.log.write("refused", study=site.fingerprint, code=code)
+    return wire.write_refusal(site.name, code)

@@ -1,0 +1,43 @@
+"""The one ServerApp: enrol, run the rounds that are left, evaluate the final model in full."""
+
+from collections.abc import Callable
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedimaging.federated.rounds import (
+    Federation,
+    ServerState,
+    enrol,
+    evaluate_everywhere,
+    final_weights,
+    run_round,
+)
+from fedimaging.results import RoundResult, SiteEvaluation
+
+
+def build_server_app(
+    federation: Federation,
+    start: ServerState,
+    on_round: Callable[[ServerState, RoundResult], None],
+    on_end: Callable[[ServerState, list[SiteEvaluation]], None],
+) -> ServerApp:
+    """A ServerApp that starts after `start.round`.
+
+    `on_round` is called after every round, before the next one begins: what it makes durable is what a resumed run
+    starts from. `on_end` gets the last state and the full evaluation of the final model.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        nodes = enrol(grid, federation)
+        state, evaluations = start, None
+        while state.round < federation.study.federation.rounds:
+            state, result, evaluations = run_round(grid, federation, nodes, state)
+            on_round(state, result)
+        if evaluations is None:  # killed after the last round: its checkpoint is there, its evaluation is not
+            evaluations = evaluate_everywhere(grid, federation, nodes, state.round, final_weights(state), final=True)
+        on_end(state, evaluations)
+
+    return app

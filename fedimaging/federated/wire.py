@@ -1,0 +1,169 @@
+"""What travels: how instructions and replies are written into Flower records, and read back with suspicion.
+
+Server to hospital: study fingerprint, round, weights. Hospital to server: an update, an evaluation, or a code.
+Anything missing, extra or of another type is refused with a code; no field of a message is ever used as a path,
+a name to import, or a parameter of training.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedimaging.errors import SiteRefusal
+from fedimaging.results import SiteEvaluation, SiteUpdate
+from fedimaging.site.site import TrainInstruction
+
+REFUSALS = (
+    "bad_message", "study_not_approved", "wrong_round", "replayed_round", "wrong_shape", "weights_not_finite",
+    "no_training_data", "budget_exceeded", "update_not_finite", "update_too_large", "evaluation_not_released",
+    "not_willing", "data", "ledger", "privacy", "run", "study", "error",
+)
+"""Every code that can leave a hospital."""
+
+_INSTRUCTION, _WEIGHTS, _SITE, _UPDATE, _METRICS, _SCORES = (
+    "instruction", "weights", "site", "update", "metrics", "scores",
+)
+
+
+@dataclass(frozen=True)
+class SiteCard:
+    """A hospital's answer to enrolment: its name, and whether it takes part in this study."""
+
+    site: str
+    model: str
+    willing: bool
+
+
+def write_instruction(instruction: TrainInstruction) -> RecordDict:
+    """Study fingerprint, round and weights: there is no field to say anything else in."""
+    return RecordDict({
+        _INSTRUCTION: ConfigRecord({"study": instruction.study, "round": instruction.round}),
+        _WEIGHTS: ArrayRecord({_WEIGHTS: Array(instruction.weights)}),
+    })
+
+
+def read_instruction(content: RecordDict) -> TrainInstruction:
+    """Read what a server sent. Error: SiteRefusal("bad_message") for anything but exactly the three fields."""
+    head, weights = content.get(_INSTRUCTION), content.get(_WEIGHTS)
+    if set(content) != {_INSTRUCTION, _WEIGHTS} or not isinstance(head, ConfigRecord):
+        raise SiteRefusal("bad_message")
+    if not isinstance(weights, ArrayRecord) or set(weights) != {_WEIGHTS} or set(head) != {"study", "round"}:
+        raise SiteRefusal("bad_message")
+    study, number = head["study"], head["round"]
+    if type(study) is not str or type(number) is not int:
+        raise SiteRefusal("bad_message")
+    return TrainInstruction(study, number, _vector(weights[_WEIGHTS]))
+
+
+def write_enrolment(study: str) -> RecordDict:
+    """Ask a hospital whether it takes part in the study with this fingerprint."""
+    return RecordDict({_INSTRUCTION: ConfigRecord({"study": study})})
+
+
+def read_enrolment(content: RecordDict) -> str:
+    """The fingerprint a server asks about. Error: SiteRefusal("bad_message")."""
+    head = content.get(_INSTRUCTION)
+    if set(content) != {_INSTRUCTION} or not isinstance(head, ConfigRecord) or set(head) != {"study"}:
+        raise SiteRefusal("bad_message")
+    if type(head["study"]) is not str:
+        raise SiteRefusal("bad_message")
+    return head["study"]
+
+
+def write_card(card: SiteCard) -> RecordDict:
+    """A hospital's card."""
+    return RecordDict({_SITE: ConfigRecord({"site": card.site, "model": card.model, "willing": card.willing})})
+
+
+def read_card(content: RecordDict) -> SiteCard:
+    """Read a card. Error: SiteRefusal("bad_message")."""
+    head = _site_head(content)
+    if type(head.get("model")) is not str or type(head.get("willing")) is not bool:
+        raise SiteRefusal("bad_message")
+    return SiteCard(str(head["site"]), str(head["model"]), bool(head["willing"]))
+
+
+def write_refusal(site: str, code: str) -> RecordDict:
+    """A refusal: a known code and nothing else. An unknown code becomes "error"."""
+    return RecordDict({_SITE: ConfigRecord({"site": site, "refused": code if code in REFUSALS else "error"})})
+
+
+def refusal_of(content: RecordDict) -> str | None:
+    """The code of a refusal, None for any other reply."""
+    head = content.get(_SITE)
+    code = head.get("refused") if isinstance(head, ConfigRecord) else None
+    if code is None:
+        return None
+    return code if isinstance(code, str) and code in REFUSALS else "error"
+
+
+def write_update(update: SiteUpdate) -> RecordDict:
+    """An update: site name, round, one vector. No counts, no loss, no metrics."""
+    return RecordDict({
+        _SITE: ConfigRecord({"site": update.site, "round": update.round}),
+        _UPDATE: ArrayRecord({_UPDATE: Array(update.delta)}),
+    })
+
+
+def read_update(content: RecordDict, *, round: int, size: int) -> SiteUpdate:
+    """Read a hospital's update as a lying hospital might send it. Error: SiteRefusal with a code."""
+    head, arrays = _site_head(content), content.get(_UPDATE)
+    if not isinstance(arrays, ArrayRecord) or set(arrays) != {_UPDATE}:
+        raise SiteRefusal("bad_message")
+    delta = _vector(arrays[_UPDATE])
+    if head.get("round") != round:
+        raise SiteRefusal("wrong_round")
+    if delta.dtype != np.float32 or delta.shape != (size,):
+        raise SiteRefusal("wrong_shape")
+    if not np.isfinite(delta).all():
+        raise SiteRefusal("update_not_finite")
+    return SiteUpdate(str(head["site"]), round, delta)
+
+
+def write_evaluation(evaluation: SiteEvaluation) -> RecordDict:
+    """An evaluation: metrics, and scores where the hospital's policy allows them."""
+    numbers = {"loss": float(evaluation.loss), "n_patients": int(evaluation.n_patients)}
+    record = RecordDict({
+        _SITE: ConfigRecord({"site": evaluation.site, "round": evaluation.round}),
+        _METRICS: MetricRecord({**numbers, **{f"m.{k}": float(v) for k, v in evaluation.metrics.items()}}),
+    })
+    if evaluation.predictions:
+        record[_SCORES] = ArrayRecord({name: Array(array) for name, array in evaluation.predictions.items()})
+    return record
+
+
+def read_evaluation(content: RecordDict, *, round: int) -> SiteEvaluation:
+    """Read an evaluation. Error: SiteRefusal with a code."""
+    head, metrics, scores = _site_head(content), content.get(_METRICS), content.get(_SCORES)
+    if not isinstance(metrics, MetricRecord) or not {"loss", "n_patients"} <= set(metrics):
+        raise SiteRefusal("bad_message")
+    if head.get("round") != round:
+        raise SiteRefusal("wrong_round")
+    numbers: Mapping[str, object] = dict(metrics)
+    if not all(isinstance(value, int | float) for value in numbers.values()):
+        raise SiteRefusal("bad_message")
+    return SiteEvaluation(
+        site=str(head["site"]),
+        round=round,
+        loss=float(str(numbers["loss"])),
+        n_patients=int(str(numbers["n_patients"])),
+        metrics={k[2:]: float(str(v)) for k, v in numbers.items() if k.startswith("m.")},
+        predictions={k: a.numpy() for k, a in scores.items()} if isinstance(scores, ArrayRecord) else {},
+    )
+
+
+def _site_head(content: RecordDict) -> ConfigRecord:
+    head = content.get(_SITE)
+    if not isinstance(head, ConfigRecord) or type(head.get("site")) is not str:
+        raise SiteRefusal("bad_message")
+    return head
+
+
+def _vector(array: Array) -> np.ndarray:
+    """Decode one array (NumPy's own format, pickles refused). Error: SiteRefusal("bad_message")."""
+    try:
+        return array.numpy()
+    except (ValueError, TypeError, EOFError, OSError):
+        raise SiteRefusal("bad_message") from None

@@ -1,0 +1,55 @@
+"""Files that appear whole or not at all."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedimaging.errors import RunError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it over `path`.
+
+    A reader never sees half a file, whatever kills the writer. Error: RunError when the disk is full or the folder
+    cannot be written; the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(disk_fault(path, error)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text by rename."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write JSON by rename; NaN is refused, because JSON has none."""
+    write_text(path, json.dumps(tree, indent=1, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line. Error: RunError when the disk is full or the folder cannot be written."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise RunError(disk_fault(path, error)) from error
+
+
+def disk_fault(path: Path, error: OSError) -> str:
+    """What the operating system said, as one sentence with a remedy."""
+    if error.errno == errno.ENOSPC:
+        return f"no space left on the disk that holds {str(path)!r}; free some space and run again with --resume."
+    return f"cannot write {str(path)!r}: {error.strerror or error}; check the folder and its permissions."

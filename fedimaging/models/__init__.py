@@ -1,0 +1,1 @@
+"""Networks: built by name, made safe for differential privacy, and read as named arrays."""

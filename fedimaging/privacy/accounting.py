@@ -1,0 +1,251 @@
+"""Epsilon of everything that was charged: PLD is the figure of record, RDP the check that must lie above it.
+
+All figures are for adding or removing one unit, Poisson sampling, and the composition of all charges given, whatever
+rounds, restarts and studies they come from. They are upper bounds: rounding only ever goes up (`pld.py`).
+
+Charges of one unit give epsilon for that unit. Record-level and patient-level charges together give epsilon for the
+patient, by group arithmetic, where every record-level charge says how many scans a patient has at most; otherwise they
+are refused.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from fedimaging.errors import PrivacyError, bad_value, unknown_name
+from fedimaging.privacy import pld
+from fedimaging.privacy.budget import Budget, Charge
+from fedimaging.privacy.pld import Step
+
+ACCOUNTANT = "PLD (connect the dots, grid 1e-4)"
+GRID = 1e-4  # nats; of record
+QUICK_GRID = 1e-3  # also an upper bound, ten times faster, up to 0.01 higher over 14,000 steps
+LEAST_DELTA = 1e-10  # FFT rounding stays a hundred times below it
+CLOSENESS = 5e-4  # calibrated epsilon lies within this fraction under its target
+
+Steps = tuple[tuple[Step, int], ...]
+
+
+def epsilon(charges: Sequence[Charge], delta: float) -> float:
+    """(epsilon, delta) of all charges together, by PLD; 0 for none, infinity where a charge has no noise to speak of.
+
+    Errors: PrivacyError for a delta outside [1e-10, 1), or for units that cannot be added up.
+    """
+    _check_delta(delta)
+    return _epsilon(steps_of(charges), delta, GRID)
+
+
+def epsilon_rdp(charges: Sequence[Charge], delta: float) -> float:
+    """The same by Renyi accounting (dp-accounting's curves): simpler, looser, and never below the truth."""
+    _check_delta(delta)
+    return _epsilon_rdp(steps_of(charges), delta)
+
+
+def epsilon_prv(charges: Sequence[Charge], delta: float) -> float:
+    """The same by Opacus' PRV accountant, its upper end at an error of 0.01: a second opinion. Imports Opacus."""
+    from opacus.accountants import PRVAccountant
+
+    _check_delta(delta)
+    accountant = PRVAccountant()
+    for step, times in steps_of(charges):
+        if step.scans > 1:
+            raise PrivacyError("accountant='prv' knows no group arithmetic; use 'pld' for charges of mixed units.")
+        accountant.history.append((step.noise_multiplier, step.sample_rate, times))
+    return float(accountant.get_epsilon(delta)) if accountant.history else 0.0
+
+
+ACCOUNTANTS: dict[str, Callable[[Sequence[Charge], float], float]] = {
+    "pld": epsilon,
+    "rdp": epsilon_rdp,
+    "prv": epsilon_prv,
+}
+
+
+def epsilon_by(accountant: str, charges: Sequence[Charge], delta: float) -> float:
+    """Epsilon by the accountant of that name. Error: PrivacyError for an unknown one, and for "gdp"."""
+    if accountant == "gdp":
+        raise PrivacyError(
+            "accountant='gdp' is a central-limit estimate, not a bound: it gave 1.96 where the truth is 4.52; "
+            "use 'pld', or 'rdp' as the check above it."
+        )
+    if accountant not in ACCOUNTANTS:
+        raise PrivacyError(unknown_name("accountant", accountant, ACCOUNTANTS))
+    return ACCOUNTANTS[accountant](charges, delta)
+
+
+def delta_for(charges: Sequence[Charge], epsilon: float) -> float:
+    """The least delta at which all charges together are (epsilon, delta)-private, by PLD; at least about 1e-13."""
+    if not 0 <= epsilon < math.inf:
+        raise PrivacyError(bad_value("epsilon", epsilon, "must be finite and at least 0"))
+    return float(deltas(charges, np.array([epsilon]))[0])
+
+
+def deltas(charges: Sequence[Charge], epsilons: np.ndarray) -> np.ndarray:
+    """`delta_for` at many epsilons at once."""
+    steps = steps_of(charges)
+    if not steps:
+        return np.zeros(len(epsilons))
+    grid = _affordable(steps, GRID)
+    if math.isinf(grid):
+        return np.ones(len(epsilons))
+    removal, addition = pld.compose(dict(steps), grid)
+    return np.maximum(removal.delta(epsilons), addition.delta(epsilons))
+
+
+def bound_for(budget: Budget) -> Callable[[Sequence[Charge], float], float]:
+    """For `Ledger.reserve`: an upper bound of epsilon, computed only as finely as this budget needs to decide.
+
+    A coarse grid gives a bound in milliseconds; the grid of record is used only where the coarse bound is above the
+    budget. The decision is the one that `epsilon` would give.
+    """
+
+    def bound(charges: Sequence[Charge], delta: float) -> float:
+        _check_delta(delta)
+        steps = steps_of(charges)
+        quick = _epsilon(steps, delta, QUICK_GRID)
+        return quick if quick <= budget.epsilon else _epsilon(steps, delta, GRID)
+
+    return bound
+
+
+@lru_cache(maxsize=4096)
+def calibrate(target_epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+    """The noise multiplier for `steps` steps at this sample rate to end at (target_epsilon, delta).
+
+    Guarantee: epsilon by PLD is at most the target, and within 0.05 % of it. Kept in memory by its arguments. Errors:
+    PrivacyError for a target outside (0, 1000], which no noise multiplier worth the name reaches.
+    """
+    _check_delta(delta)
+    if not 0 < target_epsilon <= 1000:
+        raise PrivacyError(bad_value("target_epsilon", target_epsilon, "must be above 0 and at most 1000"))
+    Charge(1.0, sample_rate, steps, "patient")  # refuses what cannot be accounted for
+    if steps == 0:
+        raise PrivacyError(bad_value("steps", steps, "must be at least 1 to calibrate noise for"))
+
+    def at(grid: float) -> Callable[[float], float]:
+        return lambda sigma: _epsilon(((Step(sigma, sample_rate, 1), steps),), delta, grid)
+
+    rough = _least_sigma(at(max(QUICK_GRID, GRID)), target_epsilon, 1.0, 2.0)
+    # A finer grid never gives more, so `rough` keeps the target on the grid of record as well; it may be too careful.
+    if at(GRID)(rough) >= target_epsilon * (1 - CLOSENESS):
+        return rough
+    return _least_sigma(at(GRID), target_epsilon, rough, 1.01)
+
+
+def steps_of(charges: Sequence[Charge]) -> Steps:
+    """Charges with equal steps added up, in a fixed order; read at patient level where units are mixed.
+
+    Error: PrivacyError where patient-level and record-level charges meet and scans per patient are not known.
+    """
+    mixed = len({charge.unit for charge in charges if charge.steps}) > 1
+    total: dict[Step, int] = {}
+    for charge in charges:
+        if charge.steps:
+            step = Step(charge.noise_multiplier, charge.sample_rate, _scans(charge) if mixed else 1)
+            total[step] = total.get(step, 0) + charge.steps
+    return tuple(sorted(total.items()))
+
+
+def patient_steps_of(charges: Sequence[Charge]) -> Steps:
+    """As `steps_of`, always at patient level."""
+    return tuple(
+        (Step(charge.noise_multiplier, charge.sample_rate, _scans(charge)), charge.steps)
+        for charge in charges
+        if charge.steps
+    )
+
+
+def _scans(charge: Charge) -> int:
+    """How many sampled units of this charge one patient may own."""
+    if charge.unit == "patient":
+        return 1
+    if charge.scans_per_patient is None:
+        raise PrivacyError(
+            "record-level charges cannot be read at patient level without an upper bound on scans per patient: keep "
+            "record-level and patient-level studies in separate ledgers, or state data.scans_per_patient."
+        )
+    return charge.scans_per_patient
+
+
+@lru_cache(maxsize=8192)
+def _epsilon(steps: Steps, delta: float, grid: float) -> float:
+    """Epsilon by PLD on this grid, or on a coarser one where the losses span too many cells."""
+    if not steps:
+        return 0.0
+    grid = _affordable(steps, grid)
+    if math.isinf(grid):
+        return math.inf
+    removal, addition = pld.compose(dict(steps), grid)
+    return max(removal.epsilon(delta), addition.epsilon(delta))
+
+
+def _affordable(steps: Steps, grid: float) -> float:
+    """The least grid of grid, 10 grid, ... that needs at most four million cells; infinity where none up to 0.1 does."""
+    span = pld.width(dict(steps))
+    while span / grid > 4e6:
+        grid *= 10
+        if grid > 0.1:
+            return math.inf
+    return grid
+
+
+@lru_cache(maxsize=8192)
+def _epsilon_rdp(steps: Steps, delta: float) -> float:
+    from dp_accounting.rdp import rdp_privacy_accountant
+
+    if not steps:
+        return 0.0
+    orders = rdp_privacy_accountant.DEFAULT_RDP_ORDERS
+    total = sum(times * _rdp_curve(step) for step, times in steps)
+    return float(rdp_privacy_accountant.compute_epsilon(orders, total, delta)[0])
+
+
+@lru_cache(maxsize=1024)
+def _rdp_curve(step: Step) -> np.ndarray:
+    """Renyi divergence of one step at each order. A unit of several records is taken to send all whenever it sends one."""
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    if step.noise_multiplier == 0:
+        return np.array([math.inf])
+    any_drawn = -math.expm1(step.scans * math.log1p(-step.sample_rate)) if step.sample_rate < 1 else 1.0
+    accountant = RdpAccountant()
+    accountant.compose(PoissonSampledDpEvent(any_drawn, GaussianDpEvent(step.noise_multiplier / step.scans)))
+    return np.asarray(accountant.rdp)
+
+
+def _least_sigma(epsilon_at: Callable[[float], float], target: float, start: float, factor: float) -> float:
+    """The sigma whose epsilon lies within CLOSENESS under the target; epsilon falls with sigma.
+
+    Walks by `factor` from `start` until the target is bracketed, then closes in with the Illinois rule on logarithms,
+    where the curve is nearly straight.
+    """
+    aim = math.log(target * (1 - CLOSENESS / 2))
+
+    def gap(log_sigma: float) -> float:
+        return min(math.log(max(epsilon_at(math.exp(log_sigma)), 1e-300)) - aim, 50.0)
+
+    low = high = math.log(start)
+    gap_low = gap_high = gap(low)
+    while gap_low < 0:
+        low, gap_low, high, gap_high = low - math.log(factor), gap(low - math.log(factor)), low, gap_low
+    while gap_high > 0:
+        low, gap_low, high, gap_high = high, gap_high, high + math.log(factor), gap(high + math.log(factor))
+    while True:
+        middle = (low * gap_high - high * gap_low) / (gap_high - gap_low)
+        gap_middle = gap(middle)
+        if abs(gap_middle) < CLOSENESS * 0.45:
+            return math.exp(middle)
+        if gap_middle > 0:
+            low, gap_low, gap_high = middle, gap_middle, gap_high / 2
+        else:
+            high, gap_high, gap_low = middle, gap_middle, gap_low / 2
+
+
+def _check_delta(delta: float) -> None:
+    if not LEAST_DELTA <= delta < 1:
+        raise PrivacyError(
+            bad_value("delta", delta, f"must be at least {LEAST_DELTA:g} and below 1", "use about 1e-5, below 1/patients")
+        )

@@ -1,0 +1,294 @@
+"""Unit gradients of single layers, from a layer's input and the gradient at its output.
+
+Legend: U units, K scans a unit, S = U K scans, T = K times the positions of a scan; a weight gradient of one unit is a
+product of two matrices over T: rows (U, G, D, T) by columns (U, G, P, T), with G groups. Its norm needs either the
+product itself (D P T operations) or the two Gram matrices (T T (D + P)); the cheaper is taken.
+
+Sources: Goodfellow 2015; Rochette et al. 2019 (convolutions); Bu et al. 2023 (book-keeping, mixed by layer).
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_BLOCK = 1 << 21  # numbers unrolled at a time: stays in the cache and in memory that the allocator hands out again
+_CANCELLED = 1e-2  # below this share of its terms' absolute sum, a float32 Gram norm is computed again in float64
+
+UnitGradients = dict[str, Tensor]
+"""A layer's own parameter name -> (U, *shape)."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one kind of layer is differentiated per unit. `a` (S, ...) its input, `g` (S, ...) the output's gradient.
+
+    unit_gradients(layer, a, g, U, names) for the layer's own parameters of these names.
+    product: for a layer whose weight's unit gradient is a product of two matrices.
+    refuse(layer): why a layer of this kind cannot be treated after all, or None.
+    """
+
+    forward: Callable[..., Tensor]
+    unit_gradients: Callable[[nn.Module, Tensor, Tensor, int, Collection[str]], UnitGradients]
+    product: "Product | None" = None
+    refuse: Callable[[nn.Module], str | None] = lambda layer: None
+
+
+@dataclass(frozen=True)
+class Product:
+    """factors(layer, a, g, U): the two matrices, in blocks of units. positions(layer, a, g): T of a single scan.
+    weighted(layer, a, g): the weight's gradient summed over scans, for a `g` already scaled."""
+
+    factors: Callable[[nn.Module, Tensor, Tensor, int], Iterator[tuple[Tensor, Tensor]]]
+    positions: Callable[[nn.Module, Tensor, Tensor], int]
+    weighted: Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+    def prefers_gram(self, layer: nn.Module, a: Tensor, g: Tensor, scans: float) -> bool:
+        """Whether two Gram matrices cost less than the product, for units of so many scans. A product once formed is
+        kept for the sum, which pays for half of it."""
+        weight = cast(Tensor, layer.weight)
+        rows, columns = weight.shape[0] // cast(int, getattr(layer, "groups", 1)), weight[0].numel()
+        return 2 * scans * self.positions(layer, a, g) * (rows + columns) < rows * columns
+
+
+def blocks(n_units: int, numbers_per_unit: int) -> Iterator[slice]:
+    """Runs of units whose unrolled matrices hold about `_BLOCK` numbers."""
+    size = max(1, _BLOCK // max(1, numbers_per_unit))
+    for first in range(0, n_units, size):
+        yield slice(first, min(first + size, n_units))
+
+
+def gram_squares(pairs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    """(U,) squared norms of rows times columns, float64, without forming the product."""
+    return torch.cat([_gram_square(rows, columns) for rows, columns in pairs])
+
+
+def _gram_square(rows: Tensor, columns: Tensor) -> Tensor:
+    terms = (rows.mT @ rows).mul_(columns.mT @ columns).flatten(1)
+    value = terms.sum(1, dtype=torch.float64)
+    cancelled = value < _CANCELLED * torch.linalg.vector_norm(terms, 1, dim=1)
+    if rows.dtype != torch.float64 and bool(cancelled.any()):
+        value[cancelled] = _gram_square(rows[cancelled].double(), columns[cancelled].double())
+    return value.clamp_(min=0)
+
+
+# Linear: one position per entry of the middle dimensions.
+
+
+def _linear_factors(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+    yield g.reshape(n, 1, -1, g.shape[-1]).mT, a.reshape(n, 1, -1, a.shape[-1]).mT
+
+
+def _linear_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
+    found = {}
+    if "weight" in names:
+        rows, columns = next(_linear_factors(layer, a, g, n))
+        found["weight"] = (rows @ columns.mT).squeeze(1)
+    if "bias" in names:
+        found["bias"] = g.reshape(n, -1, g.shape[-1]).sum(1)
+    return found
+
+
+def _linear_positions(layer: nn.Module, a: Tensor, g: Tensor) -> int:
+    return g.shape[1:-1].numel()
+
+
+def _linear_weighted(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
+    return g.flatten(0, -2).mT @ a.flatten(0, -2)
+
+
+# Convolutions: columns are the patches under the kernel; transposed ones exchange input and output.
+
+_Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+
+def _padding(layer: _Conv) -> list[int]:
+    if isinstance(layer.padding, str):
+        span = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return [total // 2 if layer.padding == "same" else 0 for total in span]
+    return list(layer.padding)
+
+
+def _refuse_conv(layer: nn.Module) -> str | None:
+    layer = cast(_Conv, layer)
+    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if layer.padding == "same" and any(span % 2 for span in spans):
+        return "padding 'same' with an even kernel"
+    return None if layer.padding_mode == "zeros" else f"padding mode {layer.padding_mode!r}"
+
+
+def _patches(x: Tensor, layer: _Conv) -> Tensor:
+    """(S, C, *spatial) -> (S, C, *kernel, *positions), a view of the padded x."""
+    dims = len(layer.kernel_size)
+    pads = [size for size in reversed(_padding(layer)) for _ in range(2)]
+    view = F.pad(x, pads) if any(pads) else x
+    for dim, (kernel, stride, step) in enumerate(
+        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
+    ):
+        view = view.unfold(dim, step * (kernel - 1) + 1, stride)[..., ::step]
+    return view.permute(0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
+
+
+def _matrix(x: Tensor, n: int, groups: int, positions: int) -> Tensor:
+    """(S, C, ..., *positions), the last `positions` dimensions -> (U, G, C ... / G, T)."""
+    x = x.unflatten(0, (n, -1))
+    dims = x.dim()
+    moved = x.permute(0, *range(2, dims - positions), 1, *range(dims - positions, dims))
+    length = x.shape[1] * x.shape[dims - positions :].numel()
+    return moved.reshape(n, groups, -1, length)
+
+
+def _conv_factors(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+    layer = cast(_Conv, layer)
+    narrow, wide = (a, g) if layer.transposed else (g, a)
+    dims, scans = len(layer.kernel_size), len(a) // n
+    positions = narrow.shape[2:]
+    unrolled = scans * wide.shape[1] * torch.Size(layer.kernel_size).numel() * positions.numel()
+    for run in blocks(n, unrolled):
+        rows = slice(run.start * scans, run.stop * scans)
+        patches = _patches(wide[rows], layer)
+        for dim, size in enumerate(positions, start=2 + dims):
+            patches = patches.narrow(dim, 0, size)  # an output padding leaves windows that no input reached
+        units = run.stop - run.start
+        yield _matrix(narrow[rows], units, layer.groups, dims), _matrix(patches, units, layer.groups, dims)
+
+
+def _conv_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
+    found = {}
+    if "weight" in names:
+        parts = [rows @ columns.mT for rows, columns in _conv_factors(layer, a, g, n)]
+        found["weight"] = torch.cat(parts).view(n, *cast(_Conv, layer).weight.shape)
+    if "bias" in names:
+        found["bias"] = g.unflatten(0, (n, -1)).flatten(3).sum((1, 3))
+    return found
+
+
+def _conv_positions(layer: nn.Module, a: Tensor, g: Tensor) -> int:
+    return (a if cast(_Conv, layer).transposed else g).shape[2:].numel()
+
+
+def _conv_weighted(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
+    layer = cast(_Conv, layer)
+    output_padding = list(layer.output_padding)
+    backward = torch.ops.aten.convolution_backward
+    found = backward(
+        g, a, layer.weight, None, list(layer.stride), _padding(layer), list(layer.dilation), layer.transposed,
+        output_padding, layer.groups, [False, True, False],
+    )  # fmt: skip
+    return cast(Tensor, found[1])
+
+
+# Normalisations: the gradient of the scale is the output's gradient times the normalised input.
+
+
+def _group_norm_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
+    layer = cast(nn.GroupNorm, layer)
+    return _scale_and_shift(layer, a, g, n, names, layer.num_groups)
+
+
+def _instance_norm_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
+    return _scale_and_shift(layer, a, g, n, names, a.shape[1])
+
+
+def _scale_and_shift(
+    layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str], groups: int
+) -> UnitGradients:
+    """One call for all scans: laid side by side as channels of a single scan, they keep their own sums."""
+    scans, channels, length = a.shape[0], a.shape[1], a.shape[2:].numel()
+    wide = (1, scans * channels, length)
+    a, g = a.reshape(wide), g.reshape(wide)
+    sizes = (1, scans * channels, length, scans * groups)
+    variance, mean = torch.var_mean(a.view(scans * groups, -1), dim=1, correction=0)
+    rstd = (variance + cast(nn.GroupNorm, layer).eps).rsqrt()
+    backward = torch.ops.aten.native_group_norm_backward
+    _, scale, shift = backward(g, a, mean[None], rstd[None], None, *sizes, [False, True, True])
+    found = {"weight": scale, "bias": shift}
+    return {
+        name: value.view(n, -1, channels).sum(1) for name, value in found.items() if name in names
+    }
+
+
+def _layer_norm_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
+    layer = cast(nn.LayerNorm, layer)
+    shape = layer.normalized_shape
+    found = {}
+    if "weight" in names:
+        normal = F.layer_norm(a, shape, None, None, layer.eps)
+        found["weight"] = normal.mul_(g).reshape(n, -1, *shape).sum(1)
+    if "bias" in names:
+        found["bias"] = g.reshape(n, -1, *shape).sum(1)
+    return found
+
+
+# PReLU: the slope sees the output's gradient times the negative part of the input.
+
+
+def _prelu_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
+    layer = cast(nn.PReLU, layer)
+    parts = []
+    scans = len(a) // n
+    for run in blocks(n, 4 * a[0].numel() * scans):
+        rows = slice(run.start * scans, run.stop * scans)
+        product = a[rows].clamp(max=0).mul_(g[rows])
+        by_channel = product.view(len(product), layer.num_parameters, -1).sum(2)
+        parts.append(by_channel.view(-1, scans, layer.num_parameters).sum(1))
+    return {"weight": torch.cat(parts)}
+
+
+# Embedding: each entry of the table collects the gradients of its places.
+
+
+def _embedding_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
+    layer = cast(nn.Embedding, layer)
+    places = a.reshape(n, -1)
+    if layer.padding_idx is not None:
+        g = g.masked_fill((a == layer.padding_idx)[..., None], 0.0)
+    table = g.new_zeros(n * layer.num_embeddings, layer.embedding_dim)
+    offsets = torch.arange(n, device=a.device)[:, None] * layer.num_embeddings
+    table.index_add_(0, (places + offsets).flatten(), g.reshape(-1, layer.embedding_dim))
+    return {"weight": table.view(n, layer.num_embeddings, layer.embedding_dim)}
+
+
+def _refuse_embedding(layer: nn.Module) -> str | None:
+    layer = cast(nn.Embedding, layer)
+    if layer.scale_grad_by_freq:
+        return "scale_grad_by_freq, which couples the scans of a batch"
+    return "max_norm or sparse gradients" if layer.max_norm is not None or layer.sparse else None
+
+
+def _conv(kind: type[nn.Module]) -> Rule:
+    product = Product(_conv_factors, _conv_positions, _conv_weighted)
+    return Rule(kind.forward, _conv_gradients, product, _refuse_conv)
+
+
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: Rule(
+        nn.Linear.forward, _linear_gradients, Product(_linear_factors, _linear_positions, _linear_weighted)
+    ),
+    **{
+        kind: _conv(kind)
+        for kind in (
+            nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+        )
+    },
+    nn.GroupNorm: Rule(nn.GroupNorm.forward, _group_norm_gradients),
+    **{
+        kind: Rule(kind.forward, _instance_norm_gradients)
+        for kind in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+    },
+    nn.LayerNorm: Rule(nn.LayerNorm.forward, _layer_norm_gradients),
+    nn.PReLU: Rule(nn.PReLU.forward, _prelu_gradients),
+    nn.Embedding: Rule(nn.Embedding.forward, _embedding_gradients, None, _refuse_embedding),
+}  # fmt: skip
+"""Every kind of layer whose unit gradients are known in closed form; a subclass counts if it keeps `forward`."""
+
+
+def rule_for(layer: nn.Module) -> Rule | None:
+    """The rule of a layer, or None for a kind or a use of it that is not known."""
+    for kind, rule in RULES.items():
+        if isinstance(layer, kind) and type(layer).forward is rule.forward and rule.refuse(layer) is None:
+            return rule
+    return None

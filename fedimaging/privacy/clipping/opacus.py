@@ -1,0 +1,62 @@
+"""Opacus' hooks: its gradients per scan, regrouped by unit before the clip.
+
+Ghost clipping is not offered: its norms are per scan, and a patient's scans must be added before the norm is taken.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fedimaging.privacy.clipping.batch import (
+    ClippedSum,
+    Losses,
+    Unsupported,
+    UnitBatch,
+    clip_factors,
+    scan_losses,
+    trainable,
+    zero_sum,
+)
+
+
+def sum_by_opacus(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
+    """The clipped sum by Opacus' per-scan gradients. Memory: one gradient for each scan.
+
+    Raises Unsupported where the hooks cannot follow the model (in-place changes, layers registered twice, parameters
+    without a gradient), or where they give another number of rows than there are scans.
+    """
+    gradients = _unit_gradients(model, losses, batch)
+    parts = [torch.linalg.vector_norm(part.flatten(1), dim=1).double() for part in gradients]
+    norms = torch.stack(parts).square().sum(0).sqrt()
+    keep = torch.isfinite(norms)
+    factors = clip_factors(norms, clip_norm)[keep]
+    total = zero_sum(model)
+    for out, part in zip(total, gradients, strict=True):
+        out += (factors.to(part) @ part[keep].flatten(1)).view(out.shape)
+    return ClippedSum(total, norms, clip_norm)
+
+
+def _unit_gradients(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[Tensor]:
+    """Each trainable parameter's gradients (U, *shape), in the model's order."""
+    from opacus import GradSampleModule  # seconds to load, and not every study needs it
+
+    unit_of_scan = batch.unit_of_scan.to(batch.x.device)
+    before = [parameter.grad for parameter in trainable(model)]
+    hooked = GradSampleModule(model, loss_reduction="sum", strict=False)
+    try:
+        (scan_losses(losses, hooked(batch.x), batch.y) * batch.weights).sum().backward()
+        return [_by_unit(parameter, unit_of_scan, len(batch)) for parameter in trainable(model)]
+    except (RuntimeError, ValueError, AttributeError, IndexError, TypeError) as error:
+        raise Unsupported(f"engine 'opacus' cannot follow this model ({error}); take engine 'loop'.") from error
+    finally:
+        hooked.to_standard_module()
+        for layer in model.modules():  # a pass that failed half-way leaves its activations behind
+            layer.__dict__.pop("activations", None)
+        for parameter, gradient in zip(trainable(model), before, strict=True):
+            parameter.grad = gradient
+
+
+def _by_unit(parameter: nn.Parameter, unit_of_scan: Tensor, n_units: int) -> Tensor:
+    by_scan = parameter.grad_sample
+    if len(by_scan) != len(unit_of_scan):
+        raise Unsupported("engine 'opacus' found rows that are not scans; take engine 'loop'.")
+    return by_scan.new_zeros(n_units, *parameter.shape).index_add_(0, unit_of_scan, by_scan)

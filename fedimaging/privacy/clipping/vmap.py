@@ -1,0 +1,63 @@
+"""`torch.func`: the gradient of one unit's loss, vectorised over units. Ragged units are padded and masked exactly."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from fedimaging.privacy.clipping.batch import (
+    ClippedSum,
+    Losses,
+    UnitBatch,
+    clip_factors,
+    scan_losses,
+    trainable,
+)
+
+
+def sum_by_vmap(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
+    """The clipped sum from all units' gradients at once. Memory: one gradient and the padded activations per unit."""
+    gradients = _unit_gradients(model, losses, batch)
+    parts = [torch.linalg.vector_norm(part.flatten(1), dim=1).double() for part in gradients]
+    norms = torch.stack(parts).square().sum(0).sqrt()
+    keep = torch.isfinite(norms)
+    factors = torch.where(keep, clip_factors(norms, clip_norm), 0.0)
+    total = [_weighted(part, factors.to(part), keep) for part in gradients]
+    return ClippedSum(total, norms, clip_norm)
+
+
+def _unit_gradients(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[Tensor]:
+    """Each trainable parameter's gradients (U, *shape), in the model's order."""
+    chosen = {id(parameter) for parameter in trainable(model)}
+    train, fixed = {}, {}
+    for name, parameter in model.named_parameters():
+        (train if id(parameter) in chosen else fixed)[name] = parameter.detach()
+
+    def unit_loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        outputs = functional_call(model, {**parameters, **fixed}, (x,))
+        return (scan_losses(losses, outputs, y) * weights).sum()
+
+    rows, weights = _padded(batch)
+    found = vmap(grad(unit_loss), in_dims=(None, 0, 0, 0), randomness="different")(
+        train, batch.x[rows], batch.y[rows], weights
+    )
+    return [found[name] for name in train]
+
+
+def _padded(batch: UnitBatch) -> tuple[Tensor, Tensor]:
+    """Rows (U, K) into the scans, and their weights (U, K). Padding repeats a unit's own first scan at weight 0, so
+    it can bring in neither another unit nor a value that the unit did not have."""
+    widest = int(batch.counts.max())
+    starts = batch.counts.cumsum(0) - batch.counts
+    place = torch.arange(widest).expand(len(batch), widest)
+    real = place < batch.counts[:, None]
+    rows = starts[:, None] + torch.where(real, place, 0)
+    weights = torch.where(real, 1.0 / batch.counts[:, None].double(), 0.0)
+    return rows.to(batch.x.device), weights.to(batch.x)
+
+
+def _weighted(gradients: Tensor, factors: Tensor, keep: Tensor) -> Tensor:
+    """Sum over units of factor times gradient; a unit that is left out counts as zero, whatever its numbers are."""
+    flat = gradients.flatten(1)
+    if not bool(keep.all()):
+        flat = torch.where(keep[:, None], flat, 0.0)
+    return (factors @ flat).view(gradients.shape[1:])

@@ -1,0 +1,223 @@
+"""A hospital's privacy ledger: one SQLite file for its patients, shared by all studies and processes.
+
+Guarantees. An entry is on disk (full sync) before `reserve` returns, and training comes after: a crash at any moment
+leaves at least as many steps charged as were run. Check and charge are one exclusive transaction: of two processes
+that want the last of the budget, one gets it. Every operation first verifies the ledger (`ledger_verify.py`): a
+missing, altered or rolled-back one stops training. Standard library only; each operation opens its own connection, so
+one `Ledger` may be used from several threads, and across a fork.
+"""
+
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedimaging.errors import BudgetExceeded, LedgerError, PrivacyError, bad_value
+from fedimaging.privacy.budget import Budget, Charge
+from fedimaging.privacy.ledger_events import Chain, Row, reservation
+from fedimaging.privacy.ledger_verify import (
+    Head,
+    busy_or_broken,
+    check_head,
+    connect,
+    file_digest,
+    head_path,
+    read_head,
+    read_rows,
+    sync_folder,
+    verify,
+    write_head,
+)
+
+EpsilonOf = Callable[[Sequence[Charge], float], float]
+"""(all charges, delta) -> an epsilon, or an upper bound of it: `accounting.epsilon`, or `accounting.bound_for`."""
+
+_SCHEMA = """
+CREATE TABLE events (seq INTEGER PRIMARY KEY, time TEXT NOT NULL, version INTEGER NOT NULL, kind TEXT NOT NULL,
+                     body TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'ledger events never change'); END;
+CREATE TRIGGER events_last BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'ledger events are never deleted'); END;
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A reservation: `id` settles it; `epsilon` is what `epsilon_of` said of all charges with this one."""
+
+    id: int
+    charge: Charge
+    epsilon: float
+
+
+class Ledger:
+    """An existing ledger. `head`: its head file, on another disk if the hospital likes; default beside the ledger.
+
+    Error: LedgerError where the ledger or its head is missing, altered or rolled back; it is never made in passing.
+    """
+
+    def __init__(self, path: Path, head: Path | None = None) -> None:
+        self.path = Path(path)
+        self.head = Path(head) if head is not None else head_path(self.path)
+        self._known: tuple[str, Chain] | None = None
+        self.verify()
+
+    @classmethod
+    def create(cls, path: Path, head: Path | None = None) -> "Ledger":
+        """Make an empty ledger, for a hospital that never trained. Finishes a creation that a crash cut short.
+
+        Error: LedgerError where a ledger, or the head of one, is already there.
+        """
+        path, head = Path(path), Path(head) if head is not None else head_path(Path(path))
+        if head.exists():
+            state = "both its files are there" if path.exists() else "its head file is there but the ledger is not"
+            raise LedgerError(
+                f"a ledger {str(path)!r} was made before ({state}); use it, or restore it from a copy: "
+                "a new one would forget what was spent."
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        with closing(connect(path)) as database:
+            try:
+                _create_tables(database)
+            except sqlite3.Error as error:
+                raise busy_or_broken(path, error) from error
+            sync_folder(path.parent)
+            _publish_head(database, path, head)
+        return cls(path, head)
+
+    @classmethod
+    def open_or_create(cls, path: Path, head: Path | None = None) -> "Ledger":
+        """For simulations, whose hospitals are made on the spot: open, or create where none ever was."""
+        head = Path(head) if head is not None else head_path(Path(path))
+        return cls(path, head) if head.exists() else cls.create(path, head)
+
+    def reserve(
+        self, *, study: str, run: str, round: int, charge: Charge, budget: Budget, epsilon_of: EpsilonOf
+    ) -> Entry:
+        """Charge a round before it trains, if all charges together stay within the budget.
+
+        Guarantee: on return the charge is on disk; whatever happens next, it counts until settled. Errors:
+        BudgetExceeded (nothing is charged), LedgerError, PrivacyError from `epsilon_of` for what cannot be accounted.
+        """
+        with self._locked() as (chain, write):
+            epsilon = epsilon_of([*chain.charges(), charge], budget.delta)
+            if not epsilon <= budget.epsilon:  # also refuses NaN
+                raise BudgetExceeded(
+                    f"epsilon={epsilon:.4g} after round {round} of study {study!r} is above this hospital's budget of "
+                    f"{budget.epsilon:g} (delta={budget.delta:g}); this hospital trains no more in this study, or its "
+                    "data protection officer raises the budget."
+                )
+            row = write("reserved", reservation(study, run, round, charge, budget))
+        return Entry(row.seq, charge, epsilon)
+
+    def settle(self, entry_id: int, steps_run: int, *, released: Mapping[str, int] | None = None) -> None:
+        """Say how many of the reserved steps were run; the rest is given back. Durable on return.
+
+        released: what left the hospital under this entry, name -> bytes; written in the same transaction.
+        Errors: LedgerError for an entry that is not open; PrivacyError if more steps ran than were reserved (they are
+        charged all the same).
+        """
+        if not isinstance(steps_run, int) or isinstance(steps_run, bool) or steps_run < 0:
+            raise LedgerError(bad_value("steps_run", steps_run, "must be a whole number of at least 0"))
+        with self._locked() as (chain, write):
+            reserved = chain.open_charge(entry_id).steps
+            write("settled", {"entry": entry_id, "steps_run": steps_run})
+            for what, size in (released or {}).items():
+                write("released", {"entry": entry_id, "what": what, "bytes": int(size)})
+        if steps_run > reserved:
+            raise PrivacyError(
+                f"entry {entry_id} reserved {reserved} steps, but {steps_run} were run; all are charged, and the "
+                "budget may be passed: release nothing of this round, and report this as an error of the program."
+            )
+
+    def charges(self) -> list[Charge]:
+        """Everything spent so far, oldest first; what is reserved and not settled counts in full."""
+        return verify(self.path, self.head).charges()
+
+    def rows(self) -> list[Row]:
+        """All events, verified. Error: LedgerError."""
+        return verify(self.path, self.head).rows
+
+    def verify(self) -> Row:
+        """Check chain, head and file; returns the last event. Error: LedgerError saying what is wrong."""
+        return verify(self.path, self.head).last
+
+    def export(self, target: Path) -> int:
+        """Write all events as lines of JSON, for an auditor (`ledger_verify.verify_export`); returns their number."""
+        rows = self.rows()
+        Path(target).write_text("".join(row.as_line() + "\n" for row in rows), encoding="utf-8")
+        return len(rows)
+
+    def replay(self, delta: float, epsilon_of: EpsilonOf) -> list[tuple[Row, float]]:
+        """Every event that changed what is spent, with epsilon after it: how the hospital came to where it is."""
+        chain, history = Chain(), []
+        for row in self.rows():
+            chain.add(row)
+            if row.kind in ("reserved", "settled"):
+                history.append((row, epsilon_of(chain.charges(), delta)))
+        return history
+
+    @contextmanager
+    def _locked(self) -> Iterator[tuple[Chain, Callable[[str, Mapping[str, Any]], Row]]]:
+        """The verified chain under the write lock, and a pen; commits and records the head unless the body raises."""
+        with closing(connect(self.path)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                chain = self._verified(database)
+                self._known = None  # whatever goes wrong from here, verify from the start next time
+                yield chain, partial(_write, database, chain)
+                database.execute("COMMIT")
+                recorded = _publish_head(database, self.path, self.head)
+                if recorded.seq == chain.last.seq:  # else another process wrote after our commit
+                    self._known = (recorded.file_sha256, chain)
+            except sqlite3.Error as error:
+                raise busy_or_broken(self.path, error) from error
+
+    def _verified(self, database: sqlite3.Connection) -> Chain:
+        """The chain, from memory where the file is byte for byte the one that this object verified last."""
+        head, digest = read_head(self.head), file_digest(database, self.path)
+        if self._known is not None and self._known[0] == digest == head.file_sha256:
+            return self._known[1]
+        chain = Chain(read_rows(database, self.path))
+        check_head(head, chain, digest)
+        if head.seq < chain.last.seq:  # a crash came between commit and head
+            write_head(self.head, Head(chain.last.seq, chain.last.hash, digest))
+        return chain
+
+
+def _write(database: sqlite3.Connection, chain: Chain, kind: str, facts: Mapping[str, Any]) -> Row:
+    """Write the next event; durable once the transaction commits."""
+    row = chain.following(kind, facts)
+    chain.add(row)
+    database.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    return row
+
+
+def _create_tables(database: sqlite3.Connection) -> None:
+    """Tables and first event in one transaction, unless an earlier attempt got that far."""
+    database.execute("BEGIN IMMEDIATE")
+    found = database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'events'").fetchone()[0]
+    if not found:
+        for statement in _SCHEMA.strip().split(";\nCREATE"):
+            database.execute(statement if statement.startswith("CREATE") else "CREATE" + statement)
+        _write(database, Chain(), "created", {"ledger": uuid.uuid4().hex})
+    elif database.execute("SELECT count(*) FROM events").fetchone()[0] > 1:
+        raise LedgerError(
+            "the head file of a ledger with events is missing; restore it from a copy: without it nobody can tell "
+            "whether the ledger was rolled back."
+        )
+    database.execute("COMMIT")
+
+
+def _publish_head(database: sqlite3.Connection, path: Path, head: Path) -> Head:
+    """Record the newest event in the head file; under the write lock, so that the head never goes back."""
+    database.execute("BEGIN IMMEDIATE")
+    seq, newest = database.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    recorded = Head(seq, newest, file_digest(database, path))
+    write_head(head, recorded)
+    database.execute("ROLLBACK")
+    return recorded

@@ -1,0 +1,1 @@
+"""A run: its folder, its live view, its report."""

@@ -1,0 +1,168 @@
+"""From evaluations, ledgers and clocks to the tables of report.json."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedimaging.data.dataset import Dataset
+from fedimaging.federated.local_only import LocalModel
+from fedimaging.results import Interval, SiteEvaluation
+from fedimaging.runs import machine
+from fedimaging.site.simulated import SimulatedFederation, open_simulated_site
+from fedimaging.study.schema import Study
+from fedimaging.training.metrics import classification_metrics
+from fedimaging.training.segmentation_metrics import segmentation_intervals
+from fedimaging.training.workbench import Workbench
+
+Table = dict[str, dict[str, Any]]
+"""Metric -> interval as JSON."""
+
+
+def arm_tables(study: Study, evaluations: Sequence[SiteEvaluation], held_out: frozenset[str]) -> dict[str, Any]:
+    """`test` over the training hospitals' test patients, `held_out` over the others', and `sites` one by one."""
+    inside = [e for e in evaluations if e.site not in held_out]
+    outside = [e for e in evaluations if e.site in held_out]
+    return {
+        "test": _table(study, inside),
+        "held_out": _table(study, outside),
+        "sites": {e.site: _table(study, [e]) for e in evaluations},
+    }
+
+
+def local_only_tables(study: Study, models: Sequence[LocalModel], held_out: frozenset[str]) -> dict[str, Any]:
+    """`test`: every patient scored by the model of their own hospital. `matrix`: each model at each hospital."""
+    own = [e for model in models for e in model.evaluations if e.site == model.site and e.site not in held_out]
+    return {
+        "test": _table(study, own),
+        "held_out": {},
+        "sites": {e.site: _table(study, [e]) for e in own},
+        "matrix": {model.site: {e.site: _table(study, [e]) for e in model.evaluations} for model in models},
+        "refused": {model.site: model.refused for model in models if model.refused},
+    }
+
+
+def head(
+    study: Study, dataset: Dataset, bench: Workbench, facts: Mapping[str, Any], federation: SimulatedFederation
+) -> dict[str, Any]:
+    """What was trained, with what, on what."""
+    return {
+        "schema": "fedimaging-report/1",
+        "name": study.name,
+        "created": facts["created"],
+        "study": study.model_dump(mode="json"),
+        "fingerprint": study.fingerprint,
+        "seed": study.seed,
+        "versions": machine.versions(),
+        "machine": machine.machine(federation.device),
+        "workers_reason": facts["workers_reason"],
+        "data_fingerprint": dataset.fingerprint,
+        "task": {"kind": study.task.kind, "class_names": list(bench.task.class_names), "primary_metric": primary_metric(study)},
+        "model": {
+            "name": study.model.name,
+            "parameters": sum(p.numel() for p in bench.model.parameters()),
+            "trainable_parameters": int(bench.initial.size),
+        },
+        "privacy": _privacy(study, facts),
+    }
+
+
+def primary_metric(study: Study) -> str:
+    """The study's own choice, else Dice or AUROC."""
+    if study.evaluation.metric:
+        return study.evaluation.metric
+    return "dice" if study.task.kind == "segmentation" else "auroc"
+
+
+def site_facts(
+    federation: SimulatedFederation, dataset: Dataset, tables: Mapping[str, Table], rounds: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Per hospital: role, patients, class shares, test table, privacy spent as its ledger says, and refusals."""
+    refused: dict[str, dict[str, str]] = {}
+    for row in rounds:
+        for site, code in row["refused"].items():
+            refused.setdefault(site, {})[str(row["round"])] = code
+    held_out = set(federation.study.hospitals.held_out)
+    facts = {}
+    for place, name in enumerate(federation.names):
+        spent = open_simulated_site(federation.folder, place).privacy_spent()
+        rows = np.flatnonzero(federation.train_site == place)
+        test = np.flatnonzero(federation.test_site == place)
+        shown = test if name in held_out else rows
+        facts[name] = {
+            "role": "held_out" if name in held_out else "train",
+            "patients": len(np.unique(dataset.patient_ids[shown])),
+            "scans": len(shown),
+            "test_patients": len(np.unique(dataset.patient_ids[test])),
+            "prevalence": _prevalence(federation.study, dataset, shown),
+            "test": tables.get(name, {}),
+            "privacy": None if spent is None else spent.as_json(),
+            "refused": refused.get(name, {}),
+        }
+    return facts
+
+
+def seconds(rounds: Sequence[Mapping[str, Any]], clock: Mapping[str, float]) -> dict[str, float]:
+    """Wall time: `start` until round 1, `training` and `evaluation` summed over rounds, baselines, and all together."""
+    training = sum(row["seconds"]["training"] for row in rounds)
+    evaluation = sum(row["seconds"]["evaluation"] for row in rounds)
+    return {key: round(value, 3) for key, value in {**clock, "training": training, "evaluation": evaluation}.items()}
+
+
+def _table(study: Study, evaluations: Sequence[SiteEvaluation]) -> Table:
+    """Metrics over all scans of these evaluations together, with intervals over their patients."""
+    found = [e for e in evaluations if e.predictions]
+    if not found:
+        return {}
+    names = [name for name in found[0].predictions if name != "patient"]
+    arrays = {name: np.concatenate([e.predictions[name] for e in found]) for name in names}
+    patient = np.concatenate([np.char.add(f"{e.site}/", e.predictions["patient"].astype(str)) for e in found])
+    table: Mapping[str, Interval]
+    resamples, seed = study.evaluation.resamples, study.seed
+    if study.task.kind == "segmentation":
+        table = segmentation_intervals(arrays, patient, resamples=resamples, seed=seed)
+    else:
+        table = classification_metrics(
+            arrays["scores"], arrays["labels"], patient, kind=study.task.kind, resamples=resamples, seed=seed
+        )
+    return {name: interval.as_json() for name, interval in table.items()}
+
+
+def _prevalence(study: Study, dataset: Dataset, rows: np.ndarray) -> dict[str, float] | None:
+    if dataset.labels is None or not len(rows):
+        return None
+    labels = dataset.labels[rows]
+    names = study.task.class_names or (study.task.labels if labels.ndim == 2 else None)
+    if labels.ndim == 2:
+        shares = labels.mean(axis=0)
+    else:
+        shares = np.bincount(labels, minlength=study.task.classes) / len(labels)
+    return {(names[k] if names else str(k)): round(float(share), 4) for k, share in enumerate(shares)}
+
+
+def _privacy(study: Study, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    if study.privacy is None:
+        return None
+    unit = study.privacy.unit
+    whole = "all scans of one patient at one hospital" if unit == "patient" else "one scan (not the whole patient)"
+    not_protected = [
+        "Test patients: the reported metrics are computed on them without noise.",
+        "A patient who is treated at several hospitals: their guarantees add up (compose); the report gives each hospital's own.",
+        "How many patients each training hospital has, and that it takes part: these are treated as public.",
+        "What the model says about groups: differential privacy hides individuals, not facts about populations.",
+        "Simulated noise follows from the study's seed so that runs can be repeated: whoever knows the seed can remove it. "
+        "Hospitals use a cryptographic generator instead.",
+        "Choosing a study's settings by looking at results on the same patients: such runs are charged only where they share a ledger.",
+    ]
+    if unit == "record":
+        not_protected.insert(0, "A patient with several scans: each further scan weakens the guarantee for the patient.")
+    return {
+        "unit": unit,
+        "statement": (
+            f"The guarantee covers {whole}: whoever sees every update of the hospital, or the final model, learns almost the "
+            "same whether or not that unit was in the training data. It holds against the server, the other hospitals and the "
+            "public; only the hospital itself is trusted."
+        ),
+        "not_protected": not_protected,
+        "engine": {"name": facts["engine"], "reason": facts["engine_reason"]},
+    }

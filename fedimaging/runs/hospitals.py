@@ -1,0 +1,124 @@
+"""From a study and its prepared data to simulated hospitals: who holds what, and the private plan of each."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fedimaging.data.dataset import Dataset
+from fedimaging.data.partition import assign
+from fedimaging.data.prepare import prepare
+from fedimaging.errors import DataError, StudyError
+from fedimaging.privacy.accounting import epsilon
+from fedimaging.privacy.budget import Budget
+from fedimaging.privacy.dpsgd import DpPlan, plan_for
+from fedimaging.privacy.units import group_units
+from fedimaging.site.simulated import SimulatedFederation
+from fedimaging.study.schema import Study
+
+_HEADROOM = 1.5  # a simulated hospital's budget over the study's plan: rounds repeated after a crash are charged again
+
+
+def load_data(study: Study) -> Dataset:
+    """Decode (once) and open the study's data. Error: DataError."""
+    task = study.task
+    return prepare(
+        study.data, labels=task.columns, needs_mask=task.kind == "segmentation", classes=task.classes,
+        multilabel=task.kind == "multilabel",
+    )
+
+
+def make_federation(study: Study, dataset: Dataset, folder: Path, device: str) -> SimulatedFederation:
+    """Hospitals with their rows, plans and budgets. Errors: StudyError, DataError, PrivacyError."""
+    site = assign(dataset, study.hospitals, dataset.labels)
+    names = tuple(sorted(set(site.tolist())))
+    held_out = set(study.hospitals.held_out)
+    unknown = sorted(held_out - set(names))
+    if unknown:
+        raise StudyError(f"hospitals.held_out names {unknown[0]!r}, which is no hospital; there are: {', '.join(names)}.")
+    code = np.searchsorted(np.array(names), site).astype(np.int32)
+    is_held_out = np.isin(site, sorted(held_out))
+    train = np.where((dataset.split == "train") & ~is_held_out, code, -1).astype(np.int32)
+    test = np.where((dataset.split == "test") | is_held_out, code, -1).astype(np.int32)
+    for place, name in enumerate(names):
+        if name not in held_out and not (train == place).any():
+            raise DataError(f"hospital {name!r} has no training scans; name it in hospitals.held_out or give it patients.")
+    federation = SimulatedFederation(
+        folder, study, _store(dataset), names, train, test, {}, {}, device
+    )
+    return with_plans(federation, dataset)
+
+
+def with_plans(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFederation:
+    """Add each training hospital's private plan and budget; unchanged where the study is not private.
+
+    Error: PrivacyError for what cannot be accounted for, StudyError where the plan alone would pass the budget.
+    """
+    study = federation.study
+    if study.privacy is None:
+        return federation
+    plans: dict[str, DpPlan] = {}
+    budgets: dict[str, Budget] = {}
+    for name in federation.train_names:
+        rows = np.flatnonzero(federation.train_site == federation.names.index(name))
+        n_units = len(group_units(dataset.patient_ids[rows], study.privacy.unit))
+        expected = min(study.training.batch_size, n_units)
+        plans[name] = plan_for(
+            study.privacy, n_units, expected, study.training.steps(n_units / expected), study.federation.rounds
+        )
+        budgets[name] = _budget(study, name, plans[name])
+    return replace(federation, plans=plans, budgets=budgets)
+
+
+def pooled(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFederation:
+    """The baseline in which all training data lie in one place, evaluated on the same test patients."""
+    names = ("pooled", *federation.names)
+    arm = replace(
+        federation, folder=federation.folder / "baselines" / "pooled", names=names, arm="pooled",
+        train_site=np.where(federation.train_site >= 0, 0, -1).astype(np.int32),
+        test_site=np.where(federation.test_site >= 0, federation.test_site + 1, -1).astype(np.int32),
+    )
+    return with_plans(arm, dataset)
+
+
+def local_only(federation: SimulatedFederation) -> SimulatedFederation:
+    """The baseline in which every hospital trains alone, with ledgers of its own."""
+    return replace(federation, folder=federation.folder / "baselines" / "local_only", arm="local_only")
+
+
+def public_weights(federation: SimulatedFederation, dataset: Dataset) -> dict[str, float]:
+    """The fixed weight of each training hospital in the mean."""
+    if federation.study.federation.weights == "uniform":
+        return dict.fromkeys(federation.train_names, 1.0)
+    weights = {}
+    for name in federation.train_names:
+        rows = np.flatnonzero(federation.train_site == federation.names.index(name))
+        weights[name] = float(len(np.unique(dataset.patient_ids[rows])))
+    return weights
+
+
+def planned_epsilon(plan: DpPlan, rounds: int) -> float:
+    """What so many rounds of the plan cost, by PLD."""
+    return epsilon([plan.charge(plan.steps_per_round * rounds)], plan.delta)
+
+
+def _budget(study: Study, name: str, plan: DpPlan) -> Budget:
+    planned = planned_epsilon(plan, plan.rounds)
+    allowed = study.policy.budget_epsilon
+    if allowed is not None and planned > allowed:
+        raise StudyError(
+            f"policy.budget_epsilon={allowed} is below the {planned:.3g} that the study would spend at hospital {name!r}; "
+            "raise the budget, lower privacy.target_epsilon, or train fewer rounds."
+        )
+    if plan.noise_multiplier < study.policy.minimum_noise_multiplier:
+        raise StudyError(
+            f"privacy.noise_multiplier={plan.noise_multiplier:.3g} is below policy.minimum_noise_multiplier="
+            f"{study.policy.minimum_noise_multiplier} (hospital {name!r}); raise the noise or ask the hospital."
+        )
+    return Budget(allowed if allowed is not None else _HEADROOM * planned, plan.delta)
+
+
+def _store(dataset: Dataset) -> Path:
+    if dataset.store_dir is None:
+        raise DataError("the data set has no store folder; prepare it first.")
+    return dataset.store_dir

@@ -1,0 +1,133 @@
+"""The run folder: what is in it, and how a killed run goes on from it.
+
+    study.yaml           the resolved study           rounds.jsonl      one line a round
+    federation.json/npz  who holds what               checkpoint.npz    state after the last whole round
+    sites/NAME/          each hospital's ledger and audit log
+    weights.safetensors  the final model              report.json, report.html, pictures/
+    baselines/           the same for each baseline
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import yaml
+
+from fedimaging.errors import RunError
+from fedimaging.federated.rounds import ServerState
+from fedimaging.files import append_line, disk_fault, write_text, write_whole
+from fedimaging.results import RoundResult
+from fedimaging.study.schema import Study
+
+
+class RunDir:
+    """One run folder, held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def held(self, study: Study, *, resume: bool) -> Iterator[None]:
+        """Take the folder for this study. Errors (RunError): it holds another study, or a finished or unfinished run
+        without --resume, or another process works in it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(disk_fault(self.path, error)) from error
+        with lock:
+            self._lock(lock)
+            self._check_study(study, resume=resume)
+            yield
+
+    def write_study(self, study: Study) -> None:
+        """The resolved study, complete: `fedimaging simulate study.yaml` repeats the run."""
+        text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_text(self.path / "study.yaml", text)
+
+    def save_state(self, state: ServerState) -> None:
+        """Write the checkpoint by rename: a kill leaves the one before or this one, whole."""
+        arrays = {f"moment.{name}": value for name, value in state.moments.items()}
+        arrays |= {f"recent.{place:06d}": value for place, value in enumerate(state.recent)}
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez(file, allow_pickle=False, round=np.int64(state.round), weights=state.weights, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+
+        write_whole(self.path / "checkpoint.npz", write)
+
+    def load_state(self) -> ServerState | None:
+        """The last checkpoint, None where no round was finished. Error: RunError where it cannot be read."""
+        path = self.path / "checkpoint.npz"
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                moments = {n.removeprefix("moment."): kept[n] for n in kept.files if n.startswith("moment.")}
+                recent = tuple(kept[n] for n in sorted(kept.files) if n.startswith("recent."))
+                return ServerState(int(kept["round"]), kept["weights"], moments, recent)
+        except (ValueError, KeyError, OSError) as error:
+            raise RunError(f"checkpoint {str(path)!r} cannot be read ({error}); start the run in a new folder.") from None
+
+    def append_round(self, result: RoundResult) -> None:
+        """One line of rounds.jsonl."""
+        append_line(self.path / "rounds.jsonl", json.dumps(_no_nan(result.as_json())))
+
+    def rounds(self, up_to: int | None = None) -> list[dict[str, Any]]:
+        """The rounds written so far, each once: a round that was run again after a crash counts as its last line."""
+        path = self.path / "rounds.jsonl"
+        if not path.exists():
+            return []
+        whole: dict[int, dict[str, Any]] = {}
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # cut short by a kill; that round was not checkpointed and was run again
+            whole[row["round"]] = row
+        return [whole[number] for number in sorted(whole) if up_to is None or number <= up_to]
+
+    @property
+    def finished(self) -> bool:
+        """True once the report is written."""
+        return (self.path / "report.json").exists()
+
+    def _lock(self, file: IO[str]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"run folder {str(self.path)!r} is in use by another process; choose another --out.") from None
+
+    def _check_study(self, study: Study, *, resume: bool) -> None:
+        path = self.path / "study.yaml"
+        if not path.exists():
+            others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            if others:
+                raise RunError(
+                    f"folder {str(self.path)!r} is not empty and holds no run (it has {others[0]!r}); choose another --out."
+                )
+            return
+        theirs = Study.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).fingerprint
+        if theirs != study.fingerprint:
+            raise RunError(
+                f"run folder {str(self.path)!r} holds another study (fingerprint {theirs[:12]}, this one "
+                f"{study.fingerprint[:12]}); choose another --out."
+            )
+        if not resume:
+            state = "a finished run" if self.finished else "an unfinished run"
+            raise RunError(f"run folder {str(self.path)!r} holds {state} of this study; add --resume, or choose another --out.")
+
+
+def _no_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _no_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_no_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

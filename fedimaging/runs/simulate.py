@@ -1,0 +1,277 @@
+"""`fedimaging simulate`: a whole federation on one machine, from study to report."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedimaging.data.dataset import Dataset
+from fedimaging.federated.client_app import build_client_app
+from fedimaging.federated.local_only import LocalModel, build_local_only_app
+from fedimaging.federated.rounds import Federation, ServerState, final_weights, first_state
+from fedimaging.federated.server_app import build_server_app
+from fedimaging.files import write_json, write_whole
+from fedimaging.privacy.accounting import epsilon_rdp
+from fedimaging.results import Interval, RoundResult, SiteEvaluation
+from fedimaging.runs import assemble, hospitals, machine
+from fedimaging.runs.live import LiveView
+from fedimaging.runs.options import Options
+from fedimaging.runs.run_dir import RunDir
+from fedimaging.runs.track import Tracker, open_tracker
+from fedimaging.site.simulated import SimulatedFederation, open_simulated_site, shared_workbench
+from fedimaging.study.schema import Study
+from fedimaging.training.workbench import Workbench, resolve_device
+
+
+@dataclass
+class _Run:
+    study: Study
+    options: Options
+    folder: RunDir
+    view: LiveView
+    dataset: Dataset
+    federation: SimulatedFederation
+    bench: Workbench
+    workers: int
+    facts: dict[str, Any]
+    clock: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Arm:
+    """One trained arm: its final shared weights and what every hospital says of them."""
+
+    weights: np.ndarray
+    evaluations: list[SiteEvaluation]
+
+
+def simulate(study: Study, out: Path, options: Options, view: LiveView) -> Path:
+    """Run the study in folder `out`; returns the path of report.json.
+
+    A killed run goes on with `resume` from its last whole round, and ends with the same weights bit for bit (same
+    workers). Errors: any FedimagingError; what was finished stays in the folder.
+    """
+    began = time.monotonic()
+    folder = RunDir(out.resolve())
+    with folder.held(study, resume=options.resume):
+        if options.resume and folder.finished:
+            view.say(f"the run in {str(out)!r} is finished; nothing to do.")
+            return folder.path / "report.json"
+        run = _prepare(study, options, folder, view)
+        run.clock["start"] = time.monotonic() - began
+        view.say(_first_words(run))
+        federated = _train(run, run.federation, "federated", open_tracker(options.track, folder.path, study))
+        baselines = _baselines(run) if options.baselines else {}
+        run.clock["total"] = time.monotonic() - began
+        return _finish(run, federated, baselines)
+
+
+def _prepare(study: Study, options: Options, folder: RunDir, view: LiveView) -> _Run:
+    import torch
+
+    torch.set_num_threads(1)  # a process that has started a thread pool must not fork; see machine.choose_workers
+    dataset = hospitals.load_data(study)
+    device = str(resolve_device(study.runtime.device))
+    federation = hospitals.make_federation(study, dataset, folder.path, device)
+    bench = shared_workbench(study, device)
+    facts = _recorded(folder)
+    if not facts:
+        federation.save()
+        facts = _decide(study, options, federation)
+    federation = replace(federation, plans={n: replace(p, engine=facts["engine"]) for n, p in federation.plans.items()})
+    federation.save()
+    folder.write_study(study)
+    write_json(folder.path / "run.json", facts)
+    workers = int(facts["workers"])
+    if workers == 1:
+        torch.set_num_threads(machine.cores())
+    return _Run(study, options, folder, view, dataset, federation, bench, workers, facts)
+
+
+def _recorded(folder: RunDir) -> dict[str, Any]:
+    """What an interrupted run decided on this machine; a resumed one keeps to it, so that its numbers are the same."""
+    path = folder.path / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _decide(study: Study, options: Options, federation: SimulatedFederation) -> dict[str, Any]:
+    """Engine and number of workers: measured once, then recorded."""
+    sizes = {name: int((federation.train_site == federation.names.index(name)).sum()) for name in federation.train_names}
+    site = open_simulated_site(federation.folder, federation.names.index(max(sizes, key=lambda name: sizes[name])))
+    wanted = options.workers if options.workers != "auto" else study.runtime.workers
+    workers, why = (int(wanted), "as asked") if wanted != "auto" else machine.choose_workers(site, sizes)
+    engine = machine.choose_engine(site, workers)
+    return {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "workers": workers, "workers_reason": why, **engine}
+
+
+def _train(run: _Run, federation: SimulatedFederation, label: str, tracker: Tracker | None = None) -> _Arm:
+    """Train one federation to its end, from its last checkpoint; the server's side of a run."""
+    folder = RunDir(federation.folder)
+    federation.save()
+    state = folder.load_state() or first_state(run.study, run.bench.initial[run.bench.shared])
+    run.view.arm(label, state.round)
+    ends: list[_Arm] = []
+
+    def on_round(state: ServerState, result: RoundResult) -> None:
+        folder.append_round(result)
+        folder.save_state(state)
+        run.view.round(result.as_json())
+        if tracker is not None:
+            tracker.round(result)
+
+    def on_end(state: ServerState, evaluations: list[SiteEvaluation]) -> None:
+        ends.append(_Arm(final_weights(state), evaluations))
+
+    app = build_server_app(_public(run, federation), state, on_round, on_end)
+    _carry(run, app, federation)
+    _save_weights(run.bench, federation.folder, ends[0].weights)
+    if tracker is not None:
+        tracker.close()
+    return ends[0]
+
+
+def _carry(run: _Run, server_app: Any, federation: SimulatedFederation) -> None:
+    """Drive the apps with the carrier that was asked for."""
+    folder, nodes = federation.folder, len(federation.names)
+    client_app = build_client_app(lambda context: open_simulated_site(folder, int(context.node_config["partition-id"])))
+    carrier = run.options.carrier if run.options.carrier != "in_process" else run.study.runtime.carrier
+    if carrier == "ray":
+        from fedimaging.federated.ray_engine import run_on_ray
+
+        run_on_ray(server_app, client_app, nodes, workers=run.workers, address=run.options.ray_address)
+    else:
+        from fedimaging.federated.in_process import run_in_process
+
+        run_in_process(server_app, client_app, nodes, workers=min(run.workers, nodes))
+
+
+def _public(run: _Run, federation: SimulatedFederation) -> Federation:
+    """What the server knows."""
+    return Federation(
+        study=run.study, train_sites=federation.train_names, evaluate_sites=federation.test_names,
+        public_weights=hospitals.public_weights(federation, run.dataset), model_fingerprint=run.bench.fingerprint,
+        planned_epsilon=_planned(federation), progress=run.view.event, total_metrics=_total_metrics,
+    )
+
+
+def _planned(federation: SimulatedFederation) -> Callable[[str, int], float]:
+    """Site and round -> an upper bound (RDP) of what the public plan has spent; NaN without privacy."""
+    @lru_cache(maxsize=None)
+    def spent(noise: float, rate: float, delta: float, unit: str, steps: int) -> float:
+        from fedimaging.privacy.budget import Charge
+
+        return epsilon_rdp([Charge(noise, rate, steps, unit)], delta)
+
+    def planned(site: str, rounds: int) -> float:
+        plan = federation.plans.get(site)
+        if plan is None:
+            return float("nan")
+        return spent(plan.noise_multiplier, plan.sample_rate, plan.delta, plan.unit, plan.steps_per_round * rounds)
+
+    return planned
+
+
+def _total_metrics(evaluations: Iterable[SiteEvaluation]) -> dict[str, float]:
+    """For the live view and the curves: the mean over hospitals, weighted by their test patients."""
+    found = list(evaluations)
+    totals: dict[str, float] = {}
+    for name in sorted({key for e in found for key in (*e.metrics, "loss")}):
+        pairs = [(e.loss if name == "loss" else e.metrics.get(name, float("nan")), e.n_patients) for e in found]
+        pairs = [(value, n) for value, n in pairs if value == value and n > 0]
+        if pairs:
+            totals[name] = sum(v * n for v, n in pairs) / sum(n for _, n in pairs)
+    return totals
+
+
+def _baselines(run: _Run) -> dict[str, Any]:
+    began = time.monotonic()
+    pooled = _train(run, hospitals.pooled(run.federation, run.dataset), "pooled")
+    held_out = frozenset(run.study.hospitals.held_out)
+    result: dict[str, Any] = {"pooled": assemble.arm_tables(run.study, pooled.evaluations, held_out)}
+    result["local_only"] = assemble.local_only_tables(run.study, _local_models(run), held_out)
+    run.clock["baselines"] = time.monotonic() - began
+    return result
+
+
+def _local_models(run: _Run) -> list[LocalModel]:
+    federation = hospitals.local_only(run.federation)
+    federation.save()
+    run.view.arm("local only", 0)
+    models: list[LocalModel] = []
+
+    def on_site(model: LocalModel) -> None:
+        models.append(model)
+        _save_weights(run.bench, federation.folder / "sites" / model.site, model.weights)
+        run.view.say(f"local only: {model.site} {'refused: ' + model.refused if model.refused else 'trained alone'}")
+
+    app = build_local_only_app(
+        _public(run, federation), run.bench.initial[run.bench.shared], at_once=2 * run.workers, on_site=on_site
+    )
+    _carry(run, app, federation)
+    return models
+
+
+def _save_weights(bench: Workbench, folder: Path, shared: np.ndarray) -> None:
+    from safetensors.numpy import save_file
+
+    full = bench.initial.copy()
+    full[bench.shared] = shared
+    arrays = bench.named_arrays(full)
+    write_whole(folder / "weights.safetensors", lambda path: save_file(arrays, path))
+
+
+def _first_words(run: _Run) -> str:
+    n_train, n_out = len(run.federation.train_names), len(run.study.hospitals.held_out)
+    patients = len(np.unique(run.dataset.patient_ids))
+    held = f" + {n_out} held out" if n_out else ""
+    if run.study.privacy is None:
+        private = "no differential privacy"
+    else:
+        plan = next(iter(run.federation.plans.values()))
+        private = f"{plan.unit}-level DP, engine {run.facts['engine']}"
+    return (
+        f"{run.study.name}: {n_train} hospitals{held}, {patients} patients, {len(run.dataset)} scans; {run.study.model.name} with "
+        f"{run.bench.initial.size:,} trainable parameters; {private}; {run.workers} worker(s) on {run.federation.device}"
+    )
+
+
+def _finish(run: _Run, federated: _Arm, baselines: Mapping[str, Any]) -> Path:
+    """Write pictures, report.json and report.html; a run is finished once report.json is there."""
+    held_out = frozenset(run.study.hospitals.held_out)
+    seconds = assemble.seconds(run.folder.rounds(), run.clock)
+    tree = {
+        **assemble.head(run.study, run.dataset, run.bench, run.facts, run.federation),
+        **assemble.arm_tables(run.study, federated.evaluations, held_out),
+        "rounds": run.folder.rounds(),
+        "baselines": dict(baselines),
+        "seconds": seconds,
+        "bytes_per_round_per_site": 2 * 4 * run.bench.shared_size,
+        "peak_memory_mb": machine.peak_memory_mb(),
+        "workers": run.workers,
+    }
+    tree["sites"] = assemble.site_facts(run.federation, run.dataset, tree.pop("sites"), run.folder.rounds())
+    if run.options.report:
+        from fedimaging.runs.illustrate import illustrate
+
+        tree["pictures"] = illustrate(run.study, run.dataset, run.federation, run.bench, federated.weights, run.folder.path)
+    write_json(run.folder.path / "report.json", tree)
+    if run.options.report:
+        from fedimaging.runs.report import write_page
+
+        write_page(run.folder.path)
+    return run.folder.path / "report.json"
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """One line for the terminal: the primary metric with its interval, and the largest epsilon spent."""
+    metric = report["task"]["primary_metric"]
+    row = report["test"].get(metric, {})
+    value = Interval(*(row.get(k) if row.get(k) is not None else float("nan") for k in ("value", "low", "high")), 0)
+    spent = [s["privacy"]["epsilon"] for s in report["sites"].values() if s.get("privacy")]
+    privacy = f"; largest ε spent {max(spent):.2f}" if spent else "; no differential privacy"
+    return f"test {metric} {value.value:.3f} ({value.low:.3f} to {value.high:.3f}){privacy}; {report['seconds']['total']:.0f} s"

@@ -1,0 +1,1 @@
+"""One YAML file is one study: what is trained, on which hospitals, under which privacy."""

@@ -1,0 +1,94 @@
+"""The study: a frozen tree of the parts' own specs. What a study says is the same at the server and every hospital.
+
+Two parts are a machine's own and no part of the fingerprint: `data.root` (where the files lie) and `runtime`
+(device, workers, carrier). Two studies with the same fingerprint train the same thing.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from fedimaging.aggregation.server_optimizers import ServerOptimizerSpec
+from fedimaging.data.spec import DataSpec, HospitalsSpec
+from fedimaging.models.spec import ModelSpec
+from fedimaging.privacy.spec import PrivacySpec
+from fedimaging.spec import Spec
+from fedimaging.training.spec import LocalTraining
+from fedimaging.training.task_spec import TaskSpec
+
+
+class FederationSpec(ServerOptimizerSpec):
+    """How the hospitals' updates become one model. `weights`: `uniform`, or by the declared public patient count."""
+
+    rounds: int = Field(10, ge=1, le=100_000)
+    proximal_mu: float = Field(0.0, ge=0)
+    local_parameters: Literal["none", "norm", "head"] = "none"
+    sites_per_round: int | None = Field(None, ge=1)
+    minimum_replies: int = Field(1, ge=1)
+    deadline_seconds: float | None = Field(None, gt=0)
+    weights: Literal["uniform", "public_patients"] = "uniform"
+    average_last: int = Field(1, ge=1, description="the final model is the mean of the last so many rounds' models")
+
+    @model_validator(mode="after")
+    def _proximal(self) -> "FederationSpec":
+        if (self.algorithm == "fedprox") != (self.proximal_mu > 0):
+            raise ValueError("proximal_mu above 0 goes with algorithm: fedprox, and fedprox needs it")
+        return self
+
+
+class EvaluationSpec(Spec):
+    """`every`: evaluate the global model after every so many rounds (0: after the last one only)."""
+
+    every: int = Field(1, ge=0)
+    metric: str | None = None
+    resamples: int = Field(1000, ge=100, le=100_000)
+    surface_tolerance_mm: float = Field(1.0, gt=0)
+    examples: int = Field(8, ge=0, le=64)
+
+
+class SimulatedHospitals(Spec):
+    """What every simulated hospital's own policy says. In a deployment these stand in the hospital's policy.yaml."""
+
+    budget_epsilon: float | None = Field(None, gt=0)
+    minimum_noise_multiplier: float = Field(0.0, ge=0)
+    release_evaluation: Literal["none", "metrics", "scores"] = "scores"
+
+
+class RuntimeSpec(Spec):
+    """This machine's own choices; none of them changes what the study is."""
+
+    device: str = "auto"
+    workers: int | Literal["auto"] = "auto"
+    carrier: Literal["in_process", "ray"] = "in_process"
+
+
+class Study(Spec):
+    """One experiment, whole."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: DataSpec
+    task: TaskSpec
+    hospitals: HospitalsSpec
+    model: ModelSpec
+    training: LocalTraining
+    privacy: PrivacySpec | None
+    federation: FederationSpec
+    evaluation: EvaluationSpec = EvaluationSpec()
+    policy: SimulatedHospitals = SimulatedHospitals()
+    runtime: RuntimeSpec = RuntimeSpec()
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the canonical JSON of everything but a machine's own keys."""
+        return hashlib.sha256(canonical(self).encode()).hexdigest()
+
+
+def canonical(study: Study) -> str:
+    """The study as JSON with sorted keys, without what is a machine's own (`data.root`, `runtime`)."""
+    tree: dict[str, Any] = study.model_dump(mode="json")
+    del tree["runtime"]
+    tree["data"].pop("root", None)
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)

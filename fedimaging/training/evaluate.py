@@ -1,0 +1,78 @@
+"""Evaluate a model on one hospital's test patients: scan by scan, nothing is averaged across patients here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedimaging.results import Arrays
+from fedimaging.training.metrics import quick_auroc, quick_dice
+from fedimaging.training.segmentation_metrics import scan_segmentation_metrics
+from fedimaging.training.workbench import SiteRecords, Workbench
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """`quick_metrics`: one or two numbers for the live view. `arrays`, rows are scans: `patient` (S,) int64 codes,
+    and `scores` (S, K), `labels` (S,) or (S, L) for classification, or one (S, K-1) array per segmentation metric."""
+
+    loss: float
+    n_patients: int
+    quick_metrics: dict[str, float]
+    arrays: Arrays
+
+
+def evaluate(
+    bench: Workbench, vector: np.ndarray, records: SiteRecords, *, final: bool, surface_tolerance_mm: float = 1.0
+) -> Evaluated:
+    """Evaluate the full vector (V,) on `records`. `final` adds what is slow: surface distances for segmentation.
+
+    A hospital without test patients gives NaN and empty arrays.
+    """
+    if not len(records):
+        return Evaluated(float("nan"), 0, {}, {})
+    bench.load(vector)
+    _, patient = np.unique(records.patient_ids, return_inverse=True)
+    losses, parts = [], []
+    for outputs, y, loss in predict(bench, records):
+        losses.append(loss.cpu().numpy())
+        parts.append(_per_scan(bench, outputs, y, records, final, surface_tolerance_mm))
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    arrays["patient"] = patient.astype(np.int64)
+    loss_mean = float(np.concatenate(losses).mean())
+    return Evaluated(loss_mean, int(patient.max()) + 1, _quick(bench, arrays), arrays)
+
+
+def predict(bench: Workbench, records: SiteRecords, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(outputs, targets, losses (B,)) batch by batch, in the order of the records, with the weights now loaded."""
+    bench.model.eval()
+    size = batch or max(1, min(256, 8_000_000 // max(1, int(np.prod(records.dataset.images.shape[1:])) * 8)))
+    with torch.inference_mode():
+        for first in range(0, len(records), size):
+            places = np.arange(first, min(first + size, len(records)))
+            y = records.targets(places, bench.task.kind).to(bench.device)
+            outputs = bench.model(records.images(places).to(bench.device))
+            yield outputs, y, bench.task.losses(outputs, y)
+    bench.model.train()
+
+
+def _per_scan(
+    bench: Workbench, outputs: Tensor, y: Tensor, records: SiteRecords, final: bool, tolerance_mm: float
+) -> Arrays:
+    if not bench.task.needs_mask:
+        return {"scores": bench.task.scores(outputs).cpu().numpy(), "labels": y.cpu().numpy()}
+    predicted = outputs.argmax(1)
+    if not final:
+        return {"dice": quick_dice(predicted, y, bench.task.out_channels)}
+    spacing = records.dataset.spacing_mm or (1.0,) * (y.ndim - 1)
+    return scan_segmentation_metrics(
+        predicted.cpu(), y.cpu(), classes=bench.task.out_channels, spacing_mm=spacing, tolerance_mm=tolerance_mm
+    )
+
+
+def _quick(bench: Workbench, arrays: Arrays) -> dict[str, float]:
+    if bench.task.needs_mask:
+        return {"dice": float(np.nanmean(arrays["dice"])) if np.isfinite(arrays["dice"]).any() else float("nan")}
+    return {"auroc": quick_auroc(arrays["scores"], arrays["labels"])}

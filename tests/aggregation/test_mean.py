@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from fedimaging.aggregation.mean import StreamingMean
+from fedimaging.errors import FedimagingError
+
+
+def test_weighted_mean() -> None:
+    mean = StreamingMean()
+    mean.add(np.array([1.0, 0.0], np.float32), 1.0)
+    mean.add(np.array([4.0, 8.0], np.float32), 3.0)
+    np.testing.assert_allclose(mean.result(), [13 / 4, 6.0])
+    assert mean.result().dtype == np.float64
+
+
+def test_order_of_adding_is_the_only_thing_that_moves_the_last_bits() -> None:
+    updates = [np.random.default_rng(i).normal(size=50).astype(np.float32) for i in range(7)]
+    results = []
+    for _ in range(2):
+        mean = StreamingMean()
+        for update in updates:
+            mean.add(update)
+        results.append(mean.result())
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("bad", [np.array([np.nan, 0], np.float32), np.array([np.inf, 0], np.float32), np.zeros(3, np.float32)])
+def test_bad_updates_are_refused_and_leave_the_mean_as_it_was(bad: np.ndarray) -> None:
+    mean = StreamingMean()
+    mean.add(np.array([2.0, 4.0], np.float32))
+    with pytest.raises(FedimagingError):
+        mean.add(bad)
+    assert mean.count == 1
+    np.testing.assert_array_equal(mean.result(), [2.0, 4.0])
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_weights_are_refused(weight: float) -> None:
+    with pytest.raises(FedimagingError, match="weight"):
+        StreamingMean().add(np.zeros(2, np.float32), weight)
+
+
+def test_nothing_added_is_an_error() -> None:
+    with pytest.raises(FedimagingError, match="no update"):
+        StreamingMean().result()

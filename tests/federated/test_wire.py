@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedimaging.errors import SiteRefusal
+from fedimaging.federated import wire
+from fedimaging.results import SiteEvaluation, SiteUpdate
+from fedimaging.site.site import TrainInstruction
+
+WEIGHTS = np.arange(4, dtype=np.float32)
+
+
+def _instruction() -> RecordDict:
+    return wire.write_instruction(TrainInstruction("abc", 3, WEIGHTS))
+
+
+def test_an_instruction_is_a_study_a_round_and_weights() -> None:
+    content = _instruction()
+    assert {name: set(record) for name, record in content.items()} == {"instruction": {"study", "round"}, "weights": {"weights"}}
+    read = wire.read_instruction(content)
+    assert (read.study, read.round) == ("abc", 3)
+    np.testing.assert_array_equal(read.weights, WEIGHTS)
+
+
+def _with(**changes: object) -> RecordDict:
+    content = _instruction()
+    for key, value in changes.items():
+        if value is None:
+            del content[key]
+        else:
+            content[key] = value  # type: ignore[assignment]
+    return content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        _with(weights=None),
+        _with(extra=ConfigRecord({"noise_multiplier": 0.0})),
+        _with(instruction=ConfigRecord({"study": "abc", "round": 3, "epochs": 100})),
+        _with(instruction=ConfigRecord({"study": "abc", "round": "3"})),
+        _with(instruction=ConfigRecord({"study": b"abc", "round": 3})),
+        _with(instruction=ConfigRecord({"study": "abc", "round": True})),
+        _with(weights=ConfigRecord({"weights": 1})),
+        _with(weights=ArrayRecord({"weights": Array(WEIGHTS), "more": Array(WEIGHTS)})),
+        _with(weights=ArrayRecord({"weights": Array("float32", (4,), "numpy.ndarray", b"not an array")})),
+        _with(weights=ArrayRecord({"weights": Array("float32", (4,), "pickle", b"x")})),
+    ],
+)
+def test_anything_else_is_refused(content: RecordDict) -> None:
+    with pytest.raises(SiteRefusal) as caught:
+        wire.read_instruction(content)
+    assert caught.value.code == "bad_message"
+
+
+def test_an_update_carries_no_counts_losses_or_metrics() -> None:
+    content = wire.write_update(SiteUpdate("h1", 3, WEIGHTS))
+    assert {name: set(record) for name, record in content.items()} == {"site": {"site", "round"}, "update": {"update"}}
+
+
+@pytest.mark.parametrize(
+    ("update", "code"),
+    [
+        (SiteUpdate("h1", 2, WEIGHTS), "wrong_round"),
+        (SiteUpdate("h1", 3, WEIGHTS[:3]), "wrong_shape"),
+        (SiteUpdate("h1", 3, WEIGHTS.astype(np.float64)), "wrong_shape"),
+        (SiteUpdate("h1", 3, WEIGHTS[None]), "wrong_shape"),
+        (SiteUpdate("h1", 3, WEIGHTS * np.float32(np.nan)), "update_not_finite"),
+    ],
+)
+def test_a_lying_hospitals_update_is_refused_with_a_code(update: SiteUpdate, code: str) -> None:
+    with pytest.raises(SiteRefusal) as caught:
+        wire.read_update(wire.write_update(update), round=3, size=4)
+    assert caught.value.code == code
+
+
+def test_evaluation_round_trip_with_scores() -> None:
+    sent = SiteEvaluation("h1", 3, 0.5, 7, {"auroc": 0.75}, {"scores": WEIGHTS})
+    read = wire.read_evaluation(wire.write_evaluation(sent), round=3)
+    assert (read.site, read.loss, read.n_patients, dict(read.metrics)) == ("h1", 0.5, 7, {"auroc": 0.75})
+    np.testing.assert_array_equal(read.predictions["scores"], WEIGHTS)
+
+
+def test_evaluation_without_numbers_is_refused() -> None:
+    content = wire.write_evaluation(SiteEvaluation("h1", 3, 0.5, 7, {}))
+    content["metrics"] = MetricRecord({"loss": [1.0, 2.0], "n_patients": 3})
+    with pytest.raises(SiteRefusal):
+        wire.read_evaluation(content, round=3)
+
+
+def test_only_known_codes_leave_a_hospital() -> None:
+    assert wire.refusal_of(wire.write_refusal("h1", "patient 1234 in /data/x.png")) == "error"
+    assert wire.refusal_of(wire.write_refusal("h1", "budget_exceeded")) == "budget_exceeded"
+    assert wire.refusal_of(wire.write_update(SiteUpdate("h1", 1, WEIGHTS))) is None
+
+
+def test_cards() -> None:
+    card = wire.SiteCard("h1", "model", True)
+    assert wire.read_card(wire.write_card(card)) == card
+    assert wire.read_enrolment(wire.write_enrolment("abc")) == "abc"
+    with pytest.raises(SiteRefusal):
+        wire.read_enrolment(_instruction())
