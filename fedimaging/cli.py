@@ -128,10 +128,43 @@ def data_check(
     column: Annotated[list[str] | None, typer.Option("--column", help="Rename, e.g. patient_id=case_id.")] = None,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG) here.")] = None,
 ) -> None:
-    """Say what is wrong with a manifest, row by row, and count patients per site."""
-    from fedimaging.data.check_command import run_check
+    """Say what is wrong with a manifest, row by row, and count patients per site. Exit code 2 where it cannot be used."""
+    from fedimaging.data.check import check_manifest
 
-    raise typer.Exit(run_check(manifest, label or [], mask, classes, column or [], sheet, typer.echo))
+    columns = _renamed(column or [])
+    found = check_manifest(
+        manifest, columns=columns, labels=label or [], needs_mask=mask, classes=classes, multilabel=len(label or []) > 1
+    )
+    for line in found.lines():
+        typer.echo(line)
+    if not found.ok:
+        raise typer.Exit(2)
+    if sheet is not None:
+        _write_sheet(manifest, columns, mask, classes, any(shape.count("x") > 2 for shape in found.shapes), sheet)
+        typer.echo(str(sheet))
+
+
+def _renamed(pairs: list[str]) -> Any:
+    from fedimaging.errors import StudyError, bad_value
+
+    for pair in pairs:
+        if pair.count("=") != 1:
+            raise StudyError(bad_value("--column", pair, "is not of the form standard=yours", "e.g. patient_id=case_id"))
+    return dict(pair.split("=") for pair in pairs)
+
+
+def _write_sheet(manifest: Path, columns: Any, mask: bool, classes: int, volumes: bool, sheet: Path) -> None:
+    from fedimaging.data.check import contact_sheet
+    from fedimaging.data.prepare import prepare
+    from fedimaging.data.spec import DataSpec
+    from fedimaging.files import write_whole
+
+    size = (64, 64, 64) if volumes else (128, 128)
+    spec = DataSpec(
+        source="manifest", path=str(manifest.resolve()), image_size=size, intensity="percentile", columns=columns
+    )
+    picture = contact_sheet(prepare(spec, labels=(), needs_mask=mask, classes=classes, multilabel=False), 24)
+    write_whole(sheet, lambda path: path.write_bytes(picture))
 
 
 if __name__ == "__main__":

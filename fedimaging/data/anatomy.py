@@ -34,8 +34,7 @@ class Bodies:
 def radiograph(
     bodies: Bodies, x_BHW: np.ndarray, y_BHW: np.ndarray, noise_BHW: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A frontal chest radiograph and its lesion mask, (B, H, W) float32 and bool. `noise` is smooth, of unit variance.
-    """
+    """A frontal chest radiograph and its lesion mask, (B, H, W) float32 and bool. `noise` is smooth, of unit variance."""
     build = [bodies.shape[:, i, None, None] for i in range(8)]
     x, y = x_BHW, y_BHW
     half = 0.24 + (0.64 + 0.06 * build[0]) * _step(y + 0.80, 0.06) - 0.05 * y

@@ -75,8 +75,7 @@ def _recall(memory: Path) -> dict[str, list[str]]:
 
 
 def _remember(memory: Path, known: dict[str, list[str]]) -> None:
-    """By rename, so that another process reads the old or the new one whole. A disk that takes no more costs time only.
-    """
+    """By rename, so that another process reads the old or the new one whole. A disk that takes no more costs time only."""
     handle, name = tempfile.mkstemp(prefix=".hashes-", dir=memory.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

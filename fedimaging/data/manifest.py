@@ -31,8 +31,7 @@ _SPLIT_NAMES = {name: name for name in SPLITS} | {"training": "train", "valid": 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault: line of the manifest (0: the file as a whole), its column, what is wrong. A warning lets work go on.
-    """
+    """One fault: line of the manifest (0: the file as a whole), its column, what is wrong. A warning lets work go on."""
 
     line: int
     column: str

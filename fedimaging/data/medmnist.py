@@ -15,8 +15,7 @@ _PARTS = {"train": "train", "val": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class MedMnist:
-    """The table of the file: labels (N, L) int64, split (N,) str, patient_ids (N,) str; train first, validation, test.
-    """
+    """The table of the file: labels (N, L) int64, split (N,) str, patient_ids (N,) str; train first, validation, test."""
 
     labels: np.ndarray
     split: np.ndarray

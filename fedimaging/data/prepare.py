@@ -12,7 +12,8 @@ from fedimaging.data import manifest, medmnist, synthetic
 from fedimaging.data.dataset import Dataset
 from fedimaging.data.hashing import digests
 from fedimaging.data.scan import Scan
-from fedimaging.data.spec import DataSpec, PhantomSpec, SplitSpec
+from fedimaging.data.spec import DataSpec, PhantomSpec
+from fedimaging.data.splits import split_by_patient
 from fedimaging.data.store import (
     Pixels,
     cache_root,
@@ -82,15 +83,6 @@ def prepare(
         "fingerprint": key,
     }
     return Dataset.open(write_table(cache, key, arrays, table))
-
-
-def split_by_patient(patient_ids: np.ndarray, spec: SplitSpec) -> np.ndarray:
-    """train, validation or test for every scan, from sha256 of seed and patient id: (N,) str."""
-    patients, which = np.unique(patient_ids, return_inverse=True)
-    digests = (hashlib.sha256(f"{spec.seed}:{patient}".encode()).digest() for patient in patients)
-    place = np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])
-    part = np.where(place < spec.test, "test", np.where(place < spec.test + spec.validation, "validation", "train"))
-    return part[which]
 
 
 def _from_phantoms(

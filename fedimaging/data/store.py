@@ -114,8 +114,7 @@ def pixel_facts(root: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def _write_arrays(folder: Path, scans: Iterable[Pixels], n: int) -> None:
-    """Stream the scans through ordinary writes: a full disk is then an error and not a killed process, as with a map.
-    """
+    """Stream the scans through ordinary writes: a full disk is then an error and not a killed process, as with a map."""
     mask_max, spacing = [], []
     with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
         for i, scan in enumerate(scans):

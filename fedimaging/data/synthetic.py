@@ -56,8 +56,7 @@ class Scanner:
 
 
 def draw_scans(spec: PhantomSpec) -> People:
-    """Patients, their scans and lesions. Label columns: lesion (0, 1), nodule (0, 1), opacity (0, 1), kind (0, 1, 2).
-    """
+    """Patients, their scans and lesions. Label columns: lesion (0, 1), nodule (0, 1), opacity (0, 1), kind (0, 1, 2)."""
     rng = np.random.default_rng([spec.seed, 1])
     hospital = np.repeat(np.arange(spec.hospitals), _hospital_sizes(spec))
     n = len(hospital)

@@ -86,8 +86,7 @@ def _resize_plane(pixels_CHW: np.ndarray, size: tuple[int, int], nearest: bool) 
 
 
 def _resample(volume_CXYZ: np.ndarray, factors: np.ndarray, nearest: bool) -> np.ndarray:
-    """Trilinear after the blur that the coarser grid calls for, or nearest; the field of view is kept to half a voxel.
-    """
+    """Trilinear after the blur that the coarser grid calls for, or nearest; the field of view is kept to half a voxel."""
     shape = np.maximum(1, np.round(np.array(volume_CXYZ.shape[1:]) * factors).astype(int))
     if tuple(shape) == volume_CXYZ.shape[1:]:
         return volume_CXYZ
@@ -103,8 +102,7 @@ def _resample(volume_CXYZ: np.ndarray, factors: np.ndarray, nearest: bool) -> np
 
 
 def _normalise(image: np.ndarray, intensity: str, full_scale: float | None) -> np.ndarray:
-    """Colours of a picture share one range; the channels of a volume are different measurements and each has its own.
-    """
+    """Colours of a picture share one range; the channels of a volume are different measurements and each has its own."""
     if intensity == "unit" and full_scale is not None:
         return image / np.float32(full_scale)
     axes = tuple(range(1, image.ndim)) if image.ndim == 4 else None

@@ -9,7 +9,7 @@ are refused.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +22,7 @@ from fedimaging.privacy.pld import Step
 ACCOUNTANT = "PLD (connect the dots, grid 1e-4)"
 GRID = 1e-4  # nats; of record
 QUICK_GRID = 1e-3  # also an upper bound, ten times faster, up to 0.01 higher over 14,000 steps
+MOST_CELLS = 1e6  # of a composed distribution; epsilon 20 needs 600,000 on the grid of record
 LEAST_DELTA = 1e-10  # FFT rounding stays a hundred times below it
 CLOSENESS = 5e-4  # calibrated epsilon lies within this fraction under its target
 
@@ -33,8 +34,7 @@ def epsilon(charges: Sequence[Charge], delta: float) -> float:
 
     Errors: PrivacyError for a delta outside [1e-10, 1), or for units that cannot be added up.
     """
-    _check_delta(delta)
-    return _epsilon(steps_of(charges), delta, GRID)
+    return epsilon_of_steps(steps_of(charges), delta)
 
 
 def epsilon_rdp(charges: Sequence[Charge], delta: float) -> float:
@@ -53,7 +53,10 @@ def epsilon_prv(charges: Sequence[Charge], delta: float) -> float:
         if step.scans > 1:
             raise PrivacyError("accountant='prv' knows no group arithmetic; use 'pld' for charges of mixed units.")
         accountant.history.append((step.noise_multiplier, step.sample_rate, times))
-    return float(accountant.get_epsilon(delta)) if accountant.history else 0.0
+    if not accountant.history:
+        return 0.0
+    with np.errstate(divide="ignore"):  # Opacus takes log(0) for q = 1, and rightly uses the -infinity
+        return float(accountant.get_epsilon(delta))
 
 
 ACCOUNTANTS: dict[str, Callable[[Sequence[Charge], float], float]] = {
@@ -127,7 +130,7 @@ def calibrate(target_epsilon: float, delta: float, sample_rate: float, steps: in
     def at(grid: float) -> Callable[[float], float]:
         return lambda sigma: _epsilon(((Step(sigma, sample_rate, 1), steps),), delta, grid)
 
-    rough = _least_sigma(at(max(QUICK_GRID, GRID)), target_epsilon, 1.0, 2.0)
+    rough = _least_sigma(at(max(QUICK_GRID, target_epsilon / 4000)), target_epsilon, 1.0, 2.0)
     # A finer grid never gives more, so `rough` keeps the target on the grid of record as well; it may be too careful.
     if at(GRID)(rough) >= target_epsilon * (1 - CLOSENESS):
         return rough
@@ -140,21 +143,28 @@ def steps_of(charges: Sequence[Charge]) -> Steps:
     Error: PrivacyError where patient-level and record-level charges meet and scans per patient are not known.
     """
     mixed = len({charge.unit for charge in charges if charge.steps}) > 1
-    total: dict[Step, int] = {}
-    for charge in charges:
-        if charge.steps:
-            step = Step(charge.noise_multiplier, charge.sample_rate, _scans(charge) if mixed else 1)
-            total[step] = total.get(step, 0) + charge.steps
-    return tuple(sorted(total.items()))
+    return patient_steps_of(charges) if mixed else _added_up((charge, 1) for charge in charges)
 
 
 def patient_steps_of(charges: Sequence[Charge]) -> Steps:
     """As `steps_of`, always at patient level."""
-    return tuple(
-        (Step(charge.noise_multiplier, charge.sample_rate, _scans(charge)), charge.steps)
-        for charge in charges
-        if charge.steps
-    )
+    return _added_up((charge, _scans(charge)) for charge in charges)
+
+
+def epsilon_of_steps(steps: Steps, delta: float) -> float:
+    """Epsilon by PLD of what `steps_of` or `patient_steps_of` gave."""
+    _check_delta(delta)
+    return _epsilon(steps, delta, GRID)
+
+
+def _added_up(charges: Iterable[tuple[Charge, int]]) -> Steps:
+    """(charge, records per unit) pairs as steps and how many of each."""
+    total: dict[Step, int] = {}
+    for charge, scans in charges:
+        if charge.steps:
+            step = Step(charge.noise_multiplier, charge.sample_rate, scans)
+            total[step] = total.get(step, 0) + charge.steps
+    return tuple(sorted(total.items()))
 
 
 def _scans(charge: Charge) -> int:
@@ -182,9 +192,9 @@ def _epsilon(steps: Steps, delta: float, grid: float) -> float:
 
 
 def _affordable(steps: Steps, grid: float) -> float:
-    """The least grid of grid, 10 grid, ... that needs at most four million cells; infinity where none up to 0.1 does."""
+    """The first of grid, 10 grid, ... that needs at most MOST_CELLS cells; infinity where none up to 0.1 does."""
     span = pld.width(dict(steps))
-    while span / grid > 4e6:
+    while span / grid > MOST_CELLS:
         grid *= 10
         if grid > 0.1:
             return math.inf
@@ -204,7 +214,7 @@ def _epsilon_rdp(steps: Steps, delta: float) -> float:
 
 @lru_cache(maxsize=1024)
 def _rdp_curve(step: Step) -> np.ndarray:
-    """Renyi divergence of one step at each order. A unit of several records is taken to send all whenever it sends one."""
+    """Renyi divergence of one step at each order; a unit of several records is taken to send all if it sends one."""
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.rdp import RdpAccountant
 
@@ -219,33 +229,29 @@ def _rdp_curve(step: Step) -> np.ndarray:
 def _least_sigma(epsilon_at: Callable[[float], float], target: float, start: float, factor: float) -> float:
     """The sigma whose epsilon lies within CLOSENESS under the target; epsilon falls with sigma.
 
-    Walks by `factor` from `start` until the target is bracketed, then closes in with the Illinois rule on logarithms,
-    where the curve is nearly straight.
+    Walks by `factor` from `start` until the target is bracketed, then takes secants on logarithms, where the curve is
+    nearly straight; a secant that leaves the bracket is replaced by its middle.
     """
     aim = math.log(target * (1 - CLOSENESS / 2))
 
     def gap(log_sigma: float) -> float:
         return min(math.log(max(epsilon_at(math.exp(log_sigma)), 1e-300)) - aim, 50.0)
 
-    low = high = math.log(start)
-    gap_low = gap_high = gap(low)
-    while gap_low < 0:
-        low, gap_low, high, gap_high = low - math.log(factor), gap(low - math.log(factor)), low, gap_low
-    while gap_high > 0:
-        low, gap_low, high, gap_high = high, gap_high, high + math.log(factor), gap(high + math.log(factor))
-    while True:
-        middle = (low * gap_high - high * gap_low) / (gap_high - gap_low)
-        gap_middle = gap(middle)
-        if abs(gap_middle) < CLOSENESS * 0.45:
-            return math.exp(middle)
-        if gap_middle > 0:
-            low, gap_low, gap_high = middle, gap_middle, gap_high / 2
-        else:
-            high, gap_high, gap_low = middle, gap_middle, gap_low / 2
+    here, gap_here = math.log(start), gap(math.log(start))
+    stride = math.log(factor) if gap_here > 0 else -math.log(factor)
+    before, gap_before = here, gap_here
+    while (gap_here > 0) == (stride > 0):
+        before, gap_before, here, gap_here = here, gap_here, here + stride, gap(here + stride)
+    low, high = min(before, here), max(before, here)
+    while abs(gap_here) > CLOSENESS * 0.45:
+        rise = gap_here - gap_before
+        guess = here - gap_here * (here - before) / rise if rise else high
+        guess = guess if low < guess < high else (low + high) / 2
+        before, gap_before, here, gap_here = here, gap_here, guess, gap(guess)
+        low, high = (here, high) if gap_here > 0 else (low, here)
+    return math.exp(here)
 
 
 def _check_delta(delta: float) -> None:
     if not LEAST_DELTA <= delta < 1:
-        raise PrivacyError(
-            bad_value("delta", delta, f"must be at least {LEAST_DELTA:g} and below 1", "use about 1e-5, below 1/patients")
-        )
+        raise PrivacyError(bad_value("delta", delta, f"must be at least {LEAST_DELTA:g} and below 1", "use one below 1/patients"))

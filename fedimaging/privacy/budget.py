@@ -72,15 +72,12 @@ class Budget:
             raise PrivacyError(bad_value("budget.epsilon", self.epsilon, "must be a number above 0"))
         _check_number("budget.delta", self.delta, low=0.0, high=1.0)
         if self.delta in (0, 1):
-            raise PrivacyError(
-                bad_value("budget.delta", self.delta, "must lie strictly between 0 and 1", "use about 1e-5")
-            )
+            raise PrivacyError(bad_value("budget.delta", self.delta, "must lie strictly between 0 and 1", "use about 1e-5"))
 
 
 def _check_number(name: str, value: object, *, low: float, high: float) -> None:
     """A finite real number in [low, high]; True is not a number."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not (is_number and low <= value <= high):  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and low <= value <= high):
         rule = f"must be a number of at least {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
         raise PrivacyError(bad_value(name, value, rule))
 

@@ -95,9 +95,7 @@ class Ledger:
         head = Path(head) if head is not None else head_path(Path(path))
         return cls(path, head) if head.exists() else cls.create(path, head)
 
-    def reserve(
-        self, *, study: str, run: str, round: int, charge: Charge, budget: Budget, epsilon_of: EpsilonOf
-    ) -> Entry:
+    def reserve(self, *, study: str, run: str, round: int, charge: Charge, budget: Budget, epsilon_of: EpsilonOf) -> Entry:
         """Charge a round before it trains, if all charges together stay within the budget.
 
         Guarantee: on return the charge is on disk; whatever happens next, it counts until settled. Errors:

@@ -102,9 +102,7 @@ def check_head(head: Head, chain: Chain, digest: str) -> None:
     """The chain must contain the recorded head, and be the very bytes recorded where it ends with it."""
     last = chain.last.seq
     if last < head.seq:
-        raise LedgerError(
-            f"the ledger was rolled back: it ends with event {last}, but event {head.seq} was written; {RESTORE}."
-        )
+        raise LedgerError(f"the ledger was rolled back: it ends with event {last}, but event {head.seq} was written; {RESTORE}.")
     if chain.rows[head.seq - 1].hash != head.hash:
         raise LedgerError(f"ledger event {head.seq} is not the one that its head file recorded; {RESTORE}.")
     if last == head.seq and digest != head.file_sha256:

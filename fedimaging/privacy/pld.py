@@ -137,7 +137,7 @@ def _greatest_loss(step: Step) -> float:
 
 def _draws(step: Step) -> tuple[np.ndarray, np.ndarray, float]:
     """How many records of one unit are drawn at once, with what probability; and the mass too rare to keep."""
-    sigma, q, scans = step
+    _, q, scans = step
     k = np.arange(scans + 1)
     if q == 1:
         return np.array([scans]), np.array([1.0]), 0.0
@@ -229,8 +229,7 @@ def _window(parts: list[tuple[Losses, int]]) -> _Window:
     for scale in (0.1, 0.2, 0.4, 0.7, 1.0, 1.4):
         order = scale * math.sqrt(2 * room) / spread
         up, down = (
-            [_log_mgf(losses, sign * order, mean) for (losses, _), mean in zip(parts, means, strict=True)]
-            for sign in (1, -1)
+            [_log_mgf(losses, sign * order, mean) for (losses, _), mean in zip(parts, means, strict=True)] for sign in (1, -1)
         )
         high = min(high, math.ceil(centre + (np.dot(times, up) + room) / order))
         low = max(low, math.floor(centre - (np.dot(times, down) + room) / order))

@@ -229,9 +229,9 @@ def budget_bar(spent: float, budget: float) -> Markup:
     """How much of a budget is spent; a full bar in the warning look when it is passed."""
     share = 1.0 if budget <= 0 or not math.isfinite(spent) else min(1.0, spent / budget)
     look = "over" if spent > budget else "within"
-    return Markup('<svg class="bar" role="img" aria-label="{:.0f} % of the budget" width="100%" height="8">'
+    return Markup('<svg class="bar" role="img" aria-label="{0:.0f} % of the budget" width="100%" height="8">'
                   '<rect class="track" width="100%" height="8" rx="4"/>'
-                  '<rect class="fill {}" width="{:.1f}%" height="8" rx="4"/></svg>').format(share * 100, look, share * 100)
+                  '<rect class="fill {1}" width="{0:.1f}%" height="8" rx="4"/></svg>').format(share * 100, look)
 
 
 def share_bar(parts: Sequence[tuple[str, float]]) -> Markup:

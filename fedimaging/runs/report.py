@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def _head(report: Mapping[str, Any]) -> dict[str, Any]:
         "summary": report_view.summary(report, facts), "cards": report_view.cards(report, facts),
         "sites": rows, "ruler": interval_ruler(axis),
         "has_prevalence": any(row.prevalence != NOT_MEASURED for row in rows),
-        "spent": [row.privacy for row in rows if row.privacy],
+        "spent": [row.privacy for row in rows if row.privacy and not row.held_out],
     }
 
 
@@ -129,17 +130,24 @@ def _without_nan(value: Any) -> Any:
 
 def _model_words(report: Mapping[str, Any]) -> str:
     model = report_view.part(report, "model")
-    counts = f"{short_number(model.get('trainable_parameters'))} of {short_number(model.get('parameters'))} parameters"
-    return f"{model.get('name') or 'unknown'}, {counts} trained" if model.get("parameters") else str(model.get("name"))
+    name = str(model.get("name") or "unknown")
+    if not model.get("parameters"):
+        return name
+    trained = model.get("trainable_parameters")
+    return f"{name}, {short_number(trained)} of {short_number(model['parameters'])} parameters trained"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals.update(mark_key=mark_key, line_key=line_key, share_key=share_key)
+    return environment
 
 
 def _render(template: str, **values: Any) -> str:
-    loader = FileSystemLoader(_TEMPLATES)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    environment.globals.update(mark_key=mark_key, line_key=line_key, share_key=share_key)
-    return environment.get_template(template).render(script=script, script_hash=digest, **values)
+    return _environment().get_template(template).render(script=script, script_hash=digest, **values)
 

@@ -82,9 +82,12 @@ def _passed(spent: Mapping[str, Any]) -> bool:
 
 
 def _below(spent: Mapping[str, Any]) -> bool:
-    """RDP is a looser upper bound: below the figure of record it shows that one of the two is wrong."""
+    """RDP is a looser upper bound: clearly below the figure of record it shows that one of the two is wrong.
+
+    The slack is for the rounding of the loss distribution, which is always upwards.
+    """
     check = spent.get("epsilon_rdp")
-    return check is not None and check < spent["epsilon"] * 0.999
+    return check is not None and check < 0.99 * spent["epsilon"] - 0.02
 
 
 def privacy_phrase(facts: PrivacyFacts) -> str:
@@ -92,7 +95,7 @@ def privacy_phrase(facts: PrivacyFacts) -> str:
     if not facts.accounted:
         return "no privacy protection was used"
     if not facts.claims:
-        return "not every hospital's patients are protected"
+        return "not every hospital’s patients are protected"
     if facts.simulated:
         return f"the accounted protection of {facts.each} is ({facts.pair}) at their own hospital, with simulated noise"
     return f"{facts.each} is protected by ({facts.pair}) at their own hospital"

@@ -103,12 +103,12 @@ def delta_text(delta: float | None) -> str:
 
 
 def likelihood_factor_text(epsilon: float) -> str:
-    """e to the epsilon, for a sentence; past a million only the order of size is worth reading."""
+    """e to the epsilon, for a sentence; past a million only the order of size is worth reading. Rounded up."""
     if epsilon > 700:
         return "more than 10³⁰⁰"
     factor = math.exp(epsilon)
     if factor < 10:
-        return f"{factor:.1f}"
+        return f"{math.ceil(factor * 10 - 1e-9) / 10:g}"
     if factor < 1e6:
         return f"{math.ceil(factor):,}"
     return "10" + str(math.ceil(math.log10(factor))).translate(_SUPERSCRIPT)
