@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import contextlib
 import errno
 import json
 import os
@@ -22,11 +23,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise RunError(disk_fault(path, error)) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):  # the fault that is being told already is the one that matters
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -124,8 +124,10 @@ class HospitalsSpec(Spec):
 
     @model_validator(mode="after")
     def _number_is_clear(self) -> Self:
-        given = {"count": self.count, "sizes": self.sizes and len(self.sizes), "names": self.names and len(self.names)}
-        told = {name: number for name, number in given.items() if number is not None}
+        lists = {"sizes": self.sizes, "names": self.names}
+        told = {name: len(values) for name, values in lists.items() if values is not None}
+        if self.count is not None:
+            told["count"] = self.count
         if self.by == "column":
             if told:
                 raise ValueError(f"{', '.join(told)} is for simulated hospitals; leave it out with by: column")

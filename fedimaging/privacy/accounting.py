@@ -9,6 +9,7 @@ are refused.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
@@ -55,7 +56,9 @@ def epsilon_prv(charges: Sequence[Charge], delta: float) -> float:
         accountant.history.append((step.noise_multiplier, step.sample_rate, times))
     if not accountant.history:
         return 0.0
-    with np.errstate(divide="ignore"):  # Opacus takes log(0) for q = 1, and rightly uses the -infinity
+    # Opacus takes log(0) for q = 1 and rightly uses the -infinity; its search for a window warns at the last order.
+    with np.errstate(divide="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
         return float(accountant.get_epsilon(delta))
 
 

@@ -25,7 +25,7 @@ def illustrate(
     Only a simulation makes pictures: in a federation a real patient's picture never leaves the hospital.
     """
     pictures = folder / "pictures"
-    sheet = contact_sheet(dataset, _SHEET)
+    sheet = contact_sheet(dataset, _SHEET, _site_of_row(federation))
     write_whole(pictures / "contact_sheet.png", lambda path: path.write_bytes(sheet))
     rows = _chosen(federation, study.evaluation.examples)
     full = bench.initial.copy()
@@ -38,11 +38,16 @@ def illustrate(
         if bench.task.needs_mask:
             predicted_mask, truth_mask = outputs[0].argmax(0).cpu().numpy(), target[0].cpu().numpy()
         file = f"pictures/example_{number:02d}.png"
-        image = example_panel(np.asarray(dataset.images[row]), truth_mask, predicted_mask)
-        write_whole(folder / file, lambda path, image=image: save_png(image, path))  # type: ignore[misc]
+        save_png(example_panel(np.asarray(dataset.images[row]), truth_mask, predicted_mask), folder / file)
         examples.append({"file": file, "site": federation.names[federation.test_site[row]], "patient_index": number + 1,
                          **_words(bench, outputs, target)})
     return {"contact_sheet": "pictures/contact_sheet.png", "examples": examples}
+
+
+def _site_of_row(federation: SimulatedFederation) -> np.ndarray:
+    """(N,) the hospital that holds each row; blank for rows that nobody trains or tests with (validation)."""
+    names = np.array([*federation.names, ""])
+    return names[np.maximum(federation.train_site, federation.test_site)]
 
 
 def _chosen(federation: SimulatedFederation, count: int) -> np.ndarray:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fedimaging.results import Arrays
-from fedimaging.training.metrics import quick_auroc, quick_dice
-from fedimaging.training.segmentation_metrics import scan_segmentation_metrics
+from fedimaging.training.metrics import quick_auroc
+from fedimaging.training.segmentation_metrics import quick_dice, scan_segmentation_metrics
 from fedimaging.training.workbench import SiteRecords, Workbench
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from fedimaging.errors import PrivacyError
 from fedimaging.privacy.accounting import calibrate, epsilon, epsilon_by, epsilon_prv, epsilon_rdp
 from fedimaging.privacy.budget import Charge
@@ -117,6 +118,7 @@ def test_truncated_poisson(most: str, expected: float) -> None:
 
 @pytest.mark.parametrize("row", VECTORS["patient_group_blowup"]["rows"], ids=lambda row: f"{row['sigma']}-{row['K']}")
 def test_patient_of_several_records(row: dict) -> None:
+    # Above 745, dp_accounting (which made these rows) loses exp(-loss) to underflow and is one nat too careful.
     got = group_epsilon(row["sigma"], row["q"], row["T"], row["K"], row["delta"])
     assert got == pytest.approx(row["eps_mixture_of_gaussians"], rel=0.005)
 

@@ -8,6 +8,7 @@ kept, or from Gram matrices, and then its clipped sum is one more weight gradien
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from fedimaging.privacy.clipping.batch import (
     trainable,
     zero_sum,
 )
-from fedimaging.privacy.clipping.layers import gram_squares
+from fedimaging.privacy.clipping.layers import Product, gram_squares, shaped
 from fedimaging.privacy.clipping.memory import structure
 from fedimaging.privacy.clipping.tape import Use, recording
 
@@ -39,7 +40,7 @@ def sum_by_bookkeeping(model: nn.Module, losses: Losses, batch: UnitBatch, clip_
     order = torch.argsort(batch.counts, stable=True)
     ordered = batch.choose(order)
     books = _read(model, losses, ordered)
-    norms = books.squares.sqrt()
+    norms = books.close()
     keep = torch.isfinite(norms)
     if bool(keep.all()):
         total = books.weighted_sum(model, clip_factors(norms, clip_norm))
@@ -51,52 +52,84 @@ def sum_by_bookkeeping(model: nn.Module, losses: Losses, batch: UnitBatch, clip_
     return ClippedSum(total, found, clip_norm)
 
 
-@dataclass
-class _Books:
-    """`squares` (U,) squared norms; `kept` unit gradients by parameter; `later` weights whose sum is still to do."""
+@dataclass(frozen=True)
+class _Group:
+    """Consecutive units with equally many scans."""
 
-    batch: UnitBatch
-    squares: Tensor
-    kept: dict[nn.Parameter, Tensor]
-    later: list[tuple[Use, Tensor]]
+    units: slice
+    scans: slice
+
+    def __len__(self) -> int:
+        return int(self.units.stop - self.units.start)
+
+
+class _Books:
+    """What is known of each unit after one pass: `squares` (U,), its squared norm so far, and what sums need.
+
+    `kept`: unit gradients (O, U, R) by parameter, one tensor a group. `later`: uses whose weight is summed at the end.
+    """
+
+    def __init__(self, batch: UnitBatch) -> None:
+        self.counts = batch.counts
+        self.squares = torch.zeros(len(batch), dtype=torch.float64, device=batch.x.device)
+        self.groups = list(_groups(batch.counts))
+        self.kept: dict[nn.Parameter, list[Tensor]] = {}
+        self.later: list[tuple[Use, Product, Tensor]] = []
 
     def enter(self, use: Use, g: Tensor, alone: bool) -> None:
-        """Take in one use of a layer. A parameter used once may have its sum left for later; others are added up."""
-        names = {name for name, _ in use.parameters()}
-        product = use.rule.product
-        scans = len(self.batch.x) / len(self.batch)
-        if alone and "weight" in names and product and product.prefers_gram(use.layer, use.a, g, scans):
-            pieces = [gram_squares(product.factors(use.layer, *part)) for part in self._parts(use.a, g)]
-            self.squares += torch.cat(pieces)
-            self.later.append((use, g))
+        """Take in one use of a layer. The sum of a parameter used once may be left for later; others are added up."""
+        names = set(use.parameters)
+        product, a = use.rule.product, use.a
+        scans = len(a) / len(self.counts)
+        if alone and "weight" in names and product and product.prefers_gram(use.layer, a, g, scans):
+            for group in self.groups:
+                factors = product.factors(use.layer, a[group.scans], g[group.scans], len(group))
+                self.squares[group.units] += gram_squares(factors)
+            self.later.append((use, product, g))
             names.remove("weight")
         if not names:
             return
-        found = [use.rule.unit_gradients(use.layer, *part, names) for part in self._parts(use.a, g)]
-        for name, parameter in use.parameters():
+        found = [
+            use.rule.unit_gradients(use.layer, a[group.scans], g[group.scans], len(group), names)
+            for group in self.groups
+        ]
+        for name, parameter in use.parameters.items():
             if name in names:
-                gradient = torch.cat([part[name] for part in found]) if len(found) > 1 else found[0][name]
-                self.kept[parameter] = self.kept[parameter] + gradient if parameter in self.kept else gradient
+                self._keep(parameter, [gradients[name] for gradients in found], alone)
 
-    def _parts(self, a: Tensor, g: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """The rows of the units with one scan, with two scans ..., and how many units they are."""
-        first = 0
-        for scans, units in zip(*(c.tolist() for c in torch.unique(self.batch.counts, return_counts=True)), strict=True):
-            last = first + scans * units
-            yield a[first:last], g[first:last], units
-            first = last
+    def _keep(self, parameter: nn.Parameter, gradients: list[Tensor], alone: bool) -> None:
+        if not alone:  # another use may have another layout: bring all to one
+            gradients = [part.permute(1, 2, 0).reshape(1, part.shape[1], -1) for part in gradients]
+        for old, new in zip(self.kept.get(parameter, []), gradients, strict=False):
+            new += old
+        self.kept[parameter] = gradients
+
+    def close(self) -> Tensor:
+        """(U,) norms, once every use is in."""
+        for parts in self.kept.values():
+            for group, part in zip(self.groups, parts, strict=True):
+                self.squares[group.units] += torch.linalg.vector_norm(part, dim=2).double().square().sum(0)
+        return self.squares.sqrt()
 
     def weighted_sum(self, model: nn.Module, factors: Tensor) -> list[Tensor]:
         """Sum over units of factor times gradient, in the model's order."""
         total: dict[nn.Parameter, Tensor] = {}
-        for parameter, unit_gradients in self.kept.items():
-            flat = unit_gradients.flatten(1)
-            total[parameter] = (factors.to(flat) @ flat).view(parameter.shape)
-        by_scan = torch.repeat_interleave(factors, self.batch.counts.to(factors.device))
-        for use, g in self.later:
+        for parameter, parts in self.kept.items():
+            weights = factors.to(parameter)
+            pieces = [weights[group.units] @ part for group, part in zip(self.groups, parts, strict=True)]
+            total[parameter] = shaped(sum(pieces[1:], pieces[0]), parameter)
+        by_scan = torch.repeat_interleave(factors, self.counts.to(factors.device))
+        for use, product, g in self.later:
             scaled = g * by_scan.to(g).view(-1, *[1] * (g.dim() - 1))
-            total[use.layer.weight] = use.rule.product.weighted(use.layer, use.a, scaled).contiguous()
+            total[cast(nn.Parameter, use.layer.weight)] = product.weighted(use.layer, use.a, scaled).contiguous()
         return [total[p] if p in total else torch.zeros_like(p) for p in trainable(model)]
+
+
+def _groups(counts: Tensor) -> Iterator[_Group]:
+    unit = scan = 0
+    for scans, units in zip(*(part.tolist() for part in torch.unique(counts, return_counts=True)), strict=True):
+        yield _Group(slice(unit, unit + units), slice(scan, scan + scans * units))
+        unit, scan = unit + units, scan + scans * units
 
 
 def _read(model: nn.Module, losses: Losses, batch: UnitBatch) -> _Books:
@@ -104,14 +137,11 @@ def _read(model: nn.Module, losses: Losses, batch: UnitBatch) -> _Books:
     with recording(model, len(batch.x)) as tape:
         total = (scan_losses(losses, model(batch.x), batch.y) * batch.weights).sum()
     reached = tape.gradients(total)
-    squares = torch.zeros(len(batch), dtype=torch.float64, device=batch.x.device)
-    books = _Books(batch, squares, {}, [])
-    calls = Counter(parameter for use, _ in reached for _, parameter in use.parameters())
+    calls = Counter(parameter for use, _ in reached for parameter in use.parameters.values())
+    books = _Books(batch)
     while reached:
         use, g = reached.pop()  # each output gradient is let go as soon as its layer is entered
-        books.enter(use, g, alone=all(calls[parameter] == 1 for _, parameter in use.parameters()))
-    for unit_gradients in books.kept.values():
-        books.squares += torch.linalg.vector_norm(unit_gradients.flatten(1), dim=1).double().square()
+        books.enter(use, g, alone=all(calls[parameter] == 1 for parameter in use.parameters.values()))
     return books
 
 

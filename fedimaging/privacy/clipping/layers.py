@@ -9,17 +9,19 @@ Sources: Goodfellow 2015; Rochette et al. 2019 (convolutions); Bu et al. 2023 (b
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_BLOCK = 1 << 21  # numbers unrolled at a time: stays in the cache and in memory that the allocator hands out again
+_BLOCK = 1 << 20  # numbers laid out at a time: stays near the cache and in memory that the allocator hands out again
 _CANCELLED = 1e-2  # below this share of its terms' absolute sum, a float32 Gram norm is computed again in float64
 
 UnitGradients = dict[str, Tensor]
-"""A layer's own parameter name -> (U, *shape)."""
+"""A layer's own parameter name -> (O, U, R): kernel offsets O (or 1) first, as the products leave them; `shaped` turns
+a sum over units (O, R) into the parameter's shape."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ def blocks(n_units: int, numbers_per_unit: int) -> Iterator[slice]:
         yield slice(first, min(first + size, n_units))
 
 
+def shaped(total: Tensor, parameter: Tensor) -> Tensor:
+    """(O, R) -> the parameter's shape, contiguous: offsets lie last in a weight."""
+    return total.mT.reshape(parameter.shape)
+
+
 def gram_squares(pairs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
     """(U,) squared norms of rows times columns, float64, without forming the product."""
     return torch.cat([_gram_square(rows, columns) for rows, columns in pairs])
@@ -86,9 +93,9 @@ def _linear_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Col
     found = {}
     if "weight" in names:
         rows, columns = next(_linear_factors(layer, a, g, n))
-        found["weight"] = (rows @ columns.mT).squeeze(1)
+        found["weight"] = (rows @ columns.mT).view(1, n, -1)
     if "bias" in names:
-        found["bias"] = g.reshape(n, -1, g.shape[-1]).sum(1)
+        found["bias"] = g.reshape(1, n, -1, g.shape[-1]).sum(2)
     return found
 
 
@@ -157,13 +164,62 @@ def _conv_factors(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tu
 
 
 def _conv_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
+    layer = cast(_Conv, layer)
     found = {}
     if "weight" in names:
-        parts = [rows @ columns.mT for rows, columns in _conv_factors(layer, a, g, n)]
-        found["weight"] = torch.cat(parts).view(n, *cast(_Conv, layer).weight.shape)
+        dense = max(layer.stride) == 1 < max(layer.kernel_size)
+        found["weight"] = (_by_offset if dense else _by_patches)(layer, a, g, n)
     if "bias" in names:
-        found["bias"] = g.unflatten(0, (n, -1)).flatten(3).sum((1, 3))
+        found["bias"] = g.unflatten(0, (n, -1)).flatten(3).sum((1, 3))[None]
     return found
+
+
+def _by_patches(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+    out = a.new_empty(n, layer.groups, layer.weight.shape[0] // layer.groups, layer.weight[0].numel())
+    first = 0
+    for rows, columns in _conv_factors(layer, a, g, n):
+        torch.matmul(rows, columns.mT, out=out[first : first + len(rows)])
+        first += len(rows)
+    return out.view(1, n, -1)
+
+
+def _by_offset(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+    """At stride 1 a kernel offset is a shift of the flattened padded image: one product per offset, nothing unrolled.
+
+    The gradient is laid out on the padded grid too, with zeros where it has no value; so a shift that runs over the
+    end of a line, or into the next scan of the unit, meets zeros.
+    """
+    narrow, wide = (a, g) if layer.transposed else (g, a)
+    pads = _padding(layer)
+    grid = [size + 2 * pad for size, pad in zip(wide.shape[2:], pads, strict=True)]
+    shifts = _shifts(layer, grid)
+    rows, columns, scans = narrow.shape[1] // layer.groups, wide.shape[1] // layer.groups, len(a) // n
+    out = a.new_empty(len(shifts), n * layer.groups, rows, columns)
+    length = scans * torch.Size(grid).numel() - shifts[-1]
+    for run in blocks(n, length * (narrow.shape[1] + wide.shape[1])):
+        scan_run = slice(run.start * scans, run.stop * scans)
+        units = run.stop - run.start
+        left = _on_grid(narrow[scan_run], units, grid, [0] * len(grid)).view(units * layer.groups, rows, -1)
+        right = _on_grid(wide[scan_run], units, grid, pads).view(units * layer.groups, columns, -1)
+        target = out[:, run.start * layer.groups : run.stop * layer.groups]
+        for shift, product in zip(shifts, target, strict=True):
+            torch.bmm(left[..., :length], right[..., shift : shift + length].mT, out=product)
+    return out.view(len(shifts), n, -1)
+
+
+def _shifts(layer: _Conv, grid: list[int]) -> list[int]:
+    """Each kernel offset as a distance in the flattened grid, in the kernel's order."""
+    steps = [torch.Size(grid[dim + 1 :]).numel() * layer.dilation[dim] for dim in range(len(grid))]
+    offsets = product(*(range(size) for size in layer.kernel_size))
+    return [sum(step * index for step, index in zip(steps, offset, strict=True)) for offset in offsets]
+
+
+def _on_grid(x: Tensor, n: int, grid: list[int], start: list[int]) -> Tensor:
+    """(S, C, *spatial) -> (U, C, K, *grid) with zeros around each scan."""
+    out = x.new_zeros(n, x.shape[1], len(x) // n, *grid)
+    inner = [slice(first, first + size) for first, size in zip(start, x.shape[2:], strict=True)]
+    out[(..., *inner)] = x.unflatten(0, (n, -1)).transpose(1, 2)
+    return out
 
 
 def _conv_positions(layer: nn.Module, a: Tensor, g: Tensor) -> int:
@@ -198,17 +254,13 @@ def _scale_and_shift(
 ) -> UnitGradients:
     """One call for all scans: laid side by side as channels of a single scan, they keep their own sums."""
     scans, channels, length = a.shape[0], a.shape[1], a.shape[2:].numel()
-    wide = (1, scans * channels, length)
-    a, g = a.reshape(wide), g.reshape(wide)
     sizes = (1, scans * channels, length, scans * groups)
-    variance, mean = torch.var_mean(a.view(scans * groups, -1), dim=1, correction=0)
-    rstd = (variance + cast(nn.GroupNorm, layer).eps).rsqrt()
+    a, g = a.reshape(sizes[:3]), g.reshape(sizes[:3])
+    _, mean, rstd = torch.native_group_norm(a, None, None, *sizes, cast(nn.GroupNorm, layer).eps)
     backward = torch.ops.aten.native_group_norm_backward
-    _, scale, shift = backward(g, a, mean[None], rstd[None], None, *sizes, [False, True, True])
+    _, scale, shift = backward(g, a, mean, rstd, None, *sizes, [False, True, True])
     found = {"weight": scale, "bias": shift}
-    return {
-        name: value.view(n, -1, channels).sum(1) for name, value in found.items() if name in names
-    }
+    return {name: value.view(1, n, -1, channels).sum(2) for name, value in found.items() if name in names}
 
 
 def _layer_norm_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
@@ -217,9 +269,9 @@ def _layer_norm_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names:
     found = {}
     if "weight" in names:
         normal = F.layer_norm(a, shape, None, None, layer.eps)
-        found["weight"] = normal.mul_(g).reshape(n, -1, *shape).sum(1)
+        found["weight"] = normal.mul_(g).reshape(1, n, -1, torch.Size(shape).numel()).sum(2)
     if "bias" in names:
-        found["bias"] = g.reshape(n, -1, *shape).sum(1)
+        found["bias"] = g.reshape(1, n, -1, torch.Size(shape).numel()).sum(2)
     return found
 
 
@@ -235,7 +287,7 @@ def _prelu_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Coll
         product = a[rows].clamp(max=0).mul_(g[rows])
         by_channel = product.view(len(product), layer.num_parameters, -1).sum(2)
         parts.append(by_channel.view(-1, scans, layer.num_parameters).sum(1))
-    return {"weight": torch.cat(parts)}
+    return {"weight": torch.cat(parts)[None]}
 
 
 # Embedding: each entry of the table collects the gradients of its places.
@@ -249,7 +301,7 @@ def _embedding_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: 
     table = g.new_zeros(n * layer.num_embeddings, layer.embedding_dim)
     offsets = torch.arange(n, device=a.device)[:, None] * layer.num_embeddings
     table.index_add_(0, (places + offsets).flatten(), g.reshape(-1, layer.embedding_dim))
-    return {"weight": table.view(n, layer.num_embeddings, layer.embedding_dim)}
+    return {"weight": table.view(1, n, -1)}
 
 
 def _refuse_embedding(layer: nn.Module) -> str | None:

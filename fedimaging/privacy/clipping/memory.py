@@ -1,6 +1,7 @@
 """How much memory one scan takes, so that large draws are cut into pieces that fit."""
 
 import hashlib
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +9,19 @@ from torch import Tensor, nn
 from fedimaging.privacy.clipping.batch import Losses, UnitBatch, trainable
 
 _activation_bytes: dict[tuple[object, ...], int] = {}
+_structures: WeakKeyDictionary[nn.Module, tuple[tuple[bool, ...], str]] = WeakKeyDictionary()  # seen in every step
 
 
 def structure(model: nn.Module) -> str:
     """A name (hex) for what the model computes, but not for its values: module types, shapes, what is trainable."""
-    parts = [f"{name} {type(module).__name__} {module.extra_repr()}" for name, module in model.named_modules()]
-    parts += [f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}" for name, p in model.named_parameters()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    training = tuple(parameter.requires_grad for parameter in model.parameters())
+    known = _structures.get(model)
+    if known is None or known[0] != training:
+        parts = [f"{name} {type(module).__name__} {module.extra_repr()}" for name, module in model.named_modules()]
+        parts += [f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}" for name, p in model.named_parameters()]
+        known = (training, hashlib.sha256("\n".join(parts).encode()).hexdigest())
+        _structures[model] = known
+    return known[1]
 
 
 def scan_bytes(model: nn.Module, losses: Losses, batch: UnitBatch) -> int:

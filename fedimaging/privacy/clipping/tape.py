@@ -22,19 +22,17 @@ class Use:
 
     layer: nn.Module
     rule: Rule
+    parameters: dict[str, nn.Parameter]
     a: Tensor
     version: int
     edge: GradientEdge
 
-    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The layer's own parameters that train."""
-        return ((n, p) for n, p in self.layer.named_parameters(recurse=False) if p.requires_grad)
-
 
 @dataclass
 class Tape:
-    """The uses of one forward pass, in order."""
+    """The uses of one forward pass, in order. `trained`: ids of all parameters that train."""
 
+    trained: set[int]
     uses: list[Use] = field(default_factory=list)
 
     def gradients(self, total: Tensor) -> list[tuple[Use, Tensor]]:
@@ -42,22 +40,22 @@ class Tape:
         edges = [use.edge for use in self.uses]
         found = torch.autograd.grad(total, edges, allow_unused=True)
         reached = [(use, g) for use, g in zip(self.uses, found, strict=True) if g is not None]
-        seen = Counter(id(p) for use, _ in reached for _, p in use.parameters())
-        if seen != _uses_in_graph(total, {id(p) for use in self.uses for _, p in use.parameters()}):
+        seen = Counter(id(p) for use, _ in reached for p in use.parameters.values())
+        if seen != _uses_in_graph(total, self.trained):
             raise Unsupported("a trainable parameter is used outside its own layer; take engine 'loop' or 'vmap'.")
         for use, g in reached:
             if use.a._version != use.version:
                 raise Unsupported("a layer's input is changed in place after use; take engine 'loop' or 'vmap'.")
-            if g.is_floating_point() and g.dtype != next(iter(use.parameters()))[1].dtype:
+            if any(p.dtype != g.dtype for p in use.parameters.values()):
                 raise Unsupported("activations and parameters differ in type; take engine 'loop' or 'vmap'.")
         return reached
 
 
-def known_layers(model: nn.Module) -> dict[nn.Module, Rule]:
-    """Every layer that owns a trainable parameter, with its rule. Raises Unsupported for a layer without one."""
+def known_layers(model: nn.Module) -> dict[nn.Module, tuple[Rule, dict[str, nn.Parameter]]]:
+    """Every layer that owns trainable parameters, with its rule and these. Raises Unsupported where there is no rule."""
     found = {}
     for name, layer in model.named_modules():
-        own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
+        own = {key: p for key, p in layer._parameters.items() if p is not None and p.requires_grad}
         rule = rule_for(layer) if own else None
         if own and rule is None:
             raise Unsupported(
@@ -65,14 +63,15 @@ def known_layers(model: nn.Module) -> dict[nn.Module, Rule]:
                 "does not know; take engine 'loop' or 'vmap'."
             )
         if rule is not None:
-            found[layer] = rule
+            found[layer] = (rule, own)
     return found
 
 
 @contextmanager
 def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
     """Record the uses of trainable layers in a forward pass over `scans` scans."""
-    tape = Tape()
+    layers = known_layers(model)
+    tape = Tape({id(p) for _, own in layers.values() for p in own.values()})
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         a = inputs[0]
@@ -81,9 +80,8 @@ def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
                 f"a {type(layer).__name__} is used without gradient, or on rows that are not scans; take engine "
                 "'loop' or 'vmap'."
             )
-        tape.uses.append(Use(layer, layers[layer], a.detach(), a._version, get_gradient_edge(output)))
+        tape.uses.append(Use(layer, *layers[layer], a.detach(), a._version, get_gradient_edge(output)))
 
-    layers = known_layers(model)
     handles = [layer.register_forward_hook(note) for layer in layers]
     try:
         yield tape
