@@ -17,7 +17,7 @@ from fedimaging.errors import DataError, StudyError, bad_value, unknown_name
 from fedimaging.files import write_whole
 
 _SHEET_SCANS = 48
-_MOST_LINES = 200
+_MOST_PROBLEMS = 200
 
 
 def run_check(
@@ -39,10 +39,14 @@ def run_check(
     report = check_manifest(
         manifest, columns=columns, labels=labels, needs_mask=needs_mask, classes=classes, multilabel=multilabel
     )
-    lines = report.lines()
-    for line in (
-        lines if len(lines) <= _MOST_LINES else [*lines[:_MOST_LINES], f"… {len(lines) - _MOST_LINES} more lines"]
-    ):
+    told = report.lines()
+    counts = len(report.sites) + 1
+    problems = told[:-counts]
+    for line in problems[:_MOST_PROBLEMS]:
+        echo(line)
+    if len(problems) > _MOST_PROBLEMS:
+        echo(f"… {len(problems) - _MOST_PROBLEMS} more problems")
+    for line in told[-counts:]:
         echo(line)
     if sheet is not None and report.scans:
         picture = manifest_sheet(read_table(manifest, columns, labels, needs_mask=needs_mask), _SHEET_SCANS)
@@ -66,7 +70,7 @@ def manifest_sheet(table: Table, n: int) -> bytes:
     sites = table.values.get("site", [""] * len(table))
     return contact_sheet(
         Dataset(
-            images=np.array(pictures).reshape(len(rows), -1, 128, 128),
+            images=np.array(pictures).reshape(len(rows), 1, 128, 128),
             labels=None,
             masks=np.array(masks).reshape(len(rows), 128, 128),
             patient_ids=np.array([table.values["patient_id"][row] for row in rows], dtype=str),

@@ -56,15 +56,15 @@ def _by_column(dataset: Dataset, column: str) -> np.ndarray:
     sites = dataset.columns[column]
     blank = np.flatnonzero(sites == "")
     if len(blank):
-        patient = dataset.patient_ids[blank[0]]
+        patient = str(dataset.patient_ids[blank[0]])
         raise DataError(f"{len(blank)} scans have a blank {column!r}, the first of patient {patient!r}; fill it in.")
-    patients, first, which = np.unique(dataset.patient_ids, return_index=True, return_inverse=True)
+    _, first, which = np.unique(dataset.patient_ids, return_index=True, return_inverse=True)
     moved = np.flatnonzero(sites != sites[first][which])
     if len(moved):
         row = int(moved[0])
-        here, there = sites[row], sites[first][which[row]]
+        here, there, patient = str(sites[row]), str(sites[first][which[row]]), str(dataset.patient_ids[row])
         raise DataError(
-            f"patient {patients[which[row]]!r} is at two hospitals, {there!r} and {here!r}; privacy is kept per patient at"
+            f"patient {patient!r} is at two hospitals, {there!r} and {here!r}; privacy is kept per patient at"
             " one hospital, so give the two different ids only if they are different people."
         )
     return sites

@@ -1,7 +1,7 @@
 """The default carrier: the same ServerApp and ClientApp, without a network, lazily and in a fixed order.
 
 `workers` 1 runs the hospitals one after another in this process with all threads; more fork that many processes, each
-with its share of the threads. Replies come in the order of the messages whatever finishes first, and at most two
+with one thread (a thread pool does not survive a fork). Replies come in the order of the messages whatever finishes first, and at most two
 messages a worker are under way, so memory does not grow with the number of hospitals.
 """
 
@@ -185,7 +185,7 @@ class InProcessGrid(Grid):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
         for other in not_mine:
             other.close()
-        share_threads(self.workers)
+        _one_thread()
         with contextlib.suppress(EOFError, BrokenPipeError):
             while True:
                 reply = self._answer(pickle.loads(pipe.recv_bytes()))
@@ -193,11 +193,11 @@ class InProcessGrid(Grid):
         os._exit(0)
 
 
-def share_threads(workers: int) -> None:
-    """Give this process its share of the cores, at least one thread."""
+def _one_thread() -> None:
+    """OpenMP's pool does not survive a fork: a child that asks for more than one thread can wait for ever."""
     import torch
 
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+    torch.set_num_threads(1)
 
 
 def _context(node: int, partition: int, n_nodes: int) -> Context:

@@ -51,10 +51,10 @@ def _check_output(model: nn.Module, name: str, layout: Layout, probe: Tensor) ->
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise StudyError(f"model {name!r} cannot take image_size={size}: {reason}; use larger images.") from error
-    k = layout.out_channels
-    if not isinstance(output, Tensor) or output.shape not in ((1, k), (1, k, *layout.image_size)):
-        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise StudyError(f"model {name!r} gave {shape} for one scan of {size}; (1, {k}) or (1, {k}, *image_size) needed.")
+    allowed = [(1, layout.out_channels), (1, layout.out_channels, *layout.image_size)]
+    if not isinstance(output, Tensor) or output.shape not in allowed:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise StudyError(f"model {name!r} gave {shape} for one scan of {size}; it must give {allowed[0]} or {allowed[1]}.")
 
 
 def _freeze_all_but(model: nn.Module, trainable: str) -> None:

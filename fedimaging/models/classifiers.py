@@ -36,9 +36,7 @@ def small_cnn(
     )
 
 
-def wavelet_net(
-    layout: Layout, *, scales: Positive = 3, angles: Positive = 8, grid: Positive = 4
-) -> "nn.Module":
+def wavelet_net(layout: Layout, *, scales: Positive = 3, angles: Positive = 8, grid: Positive = 4) -> "nn.Module":
     """Fixed wavelet features and one trained layer: 802 parameters for two classes; 2-D. See `wavelets.WaveletNet`."""
     from fedimaging.models.wavelets import WaveletNet
 
@@ -106,14 +104,19 @@ def _resnet(layout: Layout, block: str, layers: list[int], widen_factor: float, 
 def efficientnet_b0(layout: Layout) -> "nn.Module":
     """MONAI's EfficientNet-B0 (Tan and Le 2019), 4 million parameters."""
     from monai.networks.nets import EfficientNetBN
+    from monai.networks.nets.efficientnet import MBConvBlock
 
-    return EfficientNetBN(
+    model = EfficientNetBN(
         "efficientnet-b0",
         pretrained=False,
         spatial_dims=layout.dims,
         in_channels=layout.in_channels,
         num_classes=layout.out_channels,
     )
+    for block in model.modules():
+        if isinstance(block, MBConvBlock):
+            block.drop_connect_rate = 0.0
+    return model
 
 
 def vit(

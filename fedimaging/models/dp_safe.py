@@ -6,6 +6,7 @@ remembered from one batch to the next, and every parameter that asks for a gradi
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -53,10 +54,12 @@ def make_dp_safe(model: nn.Module, *, norm: str = "group", probe: Tensor | None 
     - InstanceNorm keeps no running statistics; dropout is off (p = 0), so that a step is a function of its seed;
       activations work out of place (hooks and vmap need their inputs);
     - with `probe` (B, C, *spatial): parameters that get no gradient from it are frozen.
-    Errors: StudyError for an unknown norm, or `frozen` where there are no running statistics.
+    Errors: StudyError for an unknown norm, `frozen` where there are no running statistics, or a layer that is
+    registered in two places.
     """
     if norm not in NORMS:
         raise StudyError(unknown_name("model.norm", norm, NORMS))
+    _require_one_place(model)
     model = _replace_batch_norms(model, norm)
     for module in model.modules():
         if isinstance(module, _InstanceNorm):
@@ -64,6 +67,8 @@ def make_dp_safe(model: nn.Module, *, norm: str = "group", probe: Tensor | None 
             module.running_mean = module.running_var = module.num_batches_tracked = None
         elif isinstance(module, _DropoutNd):
             module.p = 0.0
+        elif isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
     if probe is not None:
@@ -84,10 +89,14 @@ def freeze_unused(model: nn.Module, probe: Tensor) -> tuple[str, ...]:
 def cross_scan_influence(model: nn.Module, x_BCHW: Tensor, other_BCHW: Tensor) -> float:
     """How much scan 0's output depends on the rest of the batch: the largest change of `model(x)[0]`, relative to
     its size, when scans 1.. of `x` (B >= 2) are replaced by those of `other` (same shape). 0 for a safe network.
-    The mode (training or not) is the model's own."""
+
+    Measured near the model's parameters, not at them: a last layer that starts at zero would hide everything. The
+    mode (training or not) is the model's own.
+    """
     swapped = torch.cat([x_BCHW[:1], other_BCHW[1:]])
+    near = _shaken(model)
     with torch.no_grad():
-        before, after = model(x_BCHW)[0], model(swapped)[0]
+        before, after = (functional_call(model, near, (x,))[0] for x in (x_BCHW, swapped))
     return float((before - after).abs().max() / before.abs().max().clamp_min(torch.finfo(before.dtype).tiny))
 
 
@@ -100,6 +109,30 @@ def require_independent_scans(model: nn.Module, x_BCHW: Tensor, other_BCHW: Tens
             "of its batch changes, so no gradient belongs to one patient; remove what mixes the batch, e.g. a custom "
             "batch normalisation."
         )
+
+
+def _shaken(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters, each moved at random by a tenth of its typical size; zeros by 0.02."""
+    generator = torch.Generator().manual_seed(0)
+    shaken = {}
+    for name, parameter in model.named_parameters():
+        value = parameter.detach()
+        size = 0.1 * float(value.square().mean().sqrt()) or 0.02
+        shaken[name] = value + size * torch.randn(value.shape, generator=generator).to(value)
+    return shaken
+
+
+def _require_one_place(model: nn.Module) -> None:
+    """torch.func.functional_call, with which gradients per patient are taken, swaps the tensors of a layer with two
+    names twice and puts the wrong ones back (seen in torch 2.15)."""
+    first: dict[int, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        known = first.setdefault(id(module), name)
+        if known != name and next(module.parameters(), None) is not None:
+            raise StudyError(
+                f"{type(model).__name__} registers one layer as {known!r} and as {name!r}; keep one of the two names "
+                "(tying two layers' weights is allowed)."
+            )
 
 
 def _replace_batch_norms(module: nn.Module, norm: str) -> nn.Module:

@@ -18,7 +18,8 @@ class Layout:
         if len(self.image_size) not in (2, 3) or min(self.image_size) < 1:
             raise StudyError(bad_value("image_size", list(self.image_size), "must be 2 or 3 positive whole numbers"))
         if self.in_channels < 1 or self.out_channels < 1:
-            raise StudyError(f"in_channels={self.in_channels}, out_channels={self.out_channels}: both must be at least 1.")
+            both = f"in_channels={self.in_channels}, out_channels={self.out_channels}"
+            raise StudyError(f"{both}: both must be at least 1.")
 
     @property
     def dims(self) -> int:

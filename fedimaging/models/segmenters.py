@@ -47,7 +47,8 @@ def basic_unet(
     from monai.networks.nets import BasicUNet
 
     if len(features) != 6:
-        raise StudyError(bad_value("model.options.features", list(features), "must be 6 numbers: 5 levels and the last"))
+        rule = "must be 6 numbers: five levels and the last"
+        raise StudyError(bad_value("model.options.features", list(features), rule))
     return BasicUNet(layout.dims, layout.in_channels, layout.out_channels, tuple(features), norm="batch")
 
 
@@ -85,7 +86,7 @@ def dynunet(
         rule = f"must start with 1 and be as many as filters ({len(filters)})"
         raise StudyError(bad_value("model.options.strides", list(strides), rule))
     layout.require_divisible(prod(strides), f"dynunet with strides {list(strides)}")
-    return DynUNet(
+    model = DynUNet(
         layout.dims,
         layout.in_channels,
         layout.out_channels,
@@ -95,6 +96,13 @@ def dynunet(
         filters=list(filters),
         norm_name="batch",
     )
+    # MONAI registers every block twice, here and inside skip_layers, which alone computes. One place each, the last
+    # layer last: functional_call leaves a module that is registered twice with the wrong tensors.
+    output_block = model.output_block
+    for name in ("input_block", "downsamples", "bottleneck", "upsamples", "output_block"):
+        delattr(model, name)
+    model.output_block = output_block
+    return model
 
 
 def swin_unetr(

@@ -22,9 +22,9 @@ class SmallCNN(nn.Module):
     """`depth` stages of (3x3 convolution, normalisation, activation, average pooling by 2), then the features pooled
     to a `grid` of cells and one linear layer.
 
-    The norm of the noise that DP-SGD adds grows with the square root of the number of parameters, so width is small and every
-    tensor earns its place: no bias before a norm, average pooling instead of strided convolutions, no hidden linear layer.
-    A bounded activation keeps activations from drifting under noise (Papernot et al. 2021, Tempered Sigmoid
+    The norm of the noise that DP-SGD adds grows with the square root of the number of parameters, so width is small
+    and every tensor earns its place: no bias before a norm, average pooling instead of strided convolutions, no
+    hidden linear layer. A bounded activation keeps activations from drifting under noise (Papernot et al. 2021, Tempered Sigmoid
     Activations for Deep Learning with Differential Privacy).
     """
 

@@ -26,15 +26,15 @@ def load_trainable(model: nn.Module, arrays: Arrays) -> None:
     All or nothing. Error: RunError unless the names are exactly the trainable ones and every array is float32, of the
     parameter's shape, and finite.
     """
-    trainable = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     missing, unknown = sorted(trainable.keys() - arrays.keys()), sorted(arrays.keys() - trainable.keys())
     if missing or unknown:
         raise RunError(f"weights do not fit the model: missing {_some(missing)}; not in the model: {_some(unknown)}.")
-    for name, tensor in trainable.items():
-        _check(name, arrays[name], tuple(tensor.shape))
+    for name, parameter in trainable.items():
+        _check(name, arrays[name], tuple(parameter.shape))
     with torch.no_grad():
-        for name, tensor in trainable.items():
-            tensor.copy_(torch.from_numpy(np.array(arrays[name])))
+        for name, parameter in trainable.items():
+            parameter.copy_(torch.from_numpy(np.array(arrays[name])))
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -42,8 +42,8 @@ def model_fingerprint(model: nn.Module) -> str:
     of the weights file the model was built from, if any. Two hospitals with the same fingerprint train the same
     network from the same frozen part; the values of trainable tensors are not in it."""
     digest = hashlib.sha256()
-    for name, tensor in model.named_parameters():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.requires_grad}\n".encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.requires_grad}\n".encode())
     for name, tensor in model.named_buffers():
         digest.update(f"{name} {tuple(tensor.shape)} buffer\n".encode())
     digest.update(str(getattr(model, "weights_sha256", "")).encode())

@@ -33,7 +33,7 @@ def load_weights(model: nn.Module, path: str, *, sha256: str | None, norm_statis
         raise StudyError(f"weights {path!r} have sha256 {digest}, the study asks for {sha256}; use the study's file.")
     given = {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in _parse(content, path).items()}
     head = set(head_parameter_names(model))
-    own = dict(model.named_parameters())
+    own: dict[str, Tensor] = dict(model.named_parameters())
     if norm_statistics:
         own |= {k: v for k, v in model.named_buffers() if k.endswith(_STATISTICS[:2])}
     fitted = {name: _fit(given[name], own[name]) for name in own if name in given}
@@ -62,7 +62,10 @@ def _parse(content: bytes, path: str) -> dict[str, Tensor]:
     if suffix not in (".safetensors", ".pt", ".pth"):
         raise StudyError(bad_value("model.weights", path, "must end in .safetensors, .pt or .pth"))
     try:
-        tree = load_safetensors(content) if suffix == ".safetensors" else torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+        if suffix == ".safetensors":
+            tree = load_safetensors(content)
+        else:
+            tree = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StudyError(f"weights {path!r} are not a plain state dict: {reason}.") from None

@@ -130,14 +130,18 @@ def calibrate(target_epsilon: float, delta: float, sample_rate: float, steps: in
     if steps == 0:
         raise PrivacyError(bad_value("steps", steps, "must be at least 1 to calibrate noise for"))
 
-    def at(grid: float) -> Callable[[float], float]:
-        return lambda sigma: _epsilon(((Step(sigma, sample_rate, 1), steps),), delta, grid)
+    quick_grid = max(QUICK_GRID, target_epsilon / 4000)
+    start, excess = 1.0, 0.0  # how much higher the quick grid's epsilon is than that of record, near the answer
+    while True:
 
-    rough = _least_sigma(at(max(QUICK_GRID, target_epsilon / 4000)), target_epsilon, 1.0, 2.0)
-    # A finer grid never gives more, so `rough` keeps the target on the grid of record as well; it may be too careful.
-    if at(GRID)(rough) >= target_epsilon * (1 - CLOSENESS):
-        return rough
-    return _least_sigma(at(GRID), target_epsilon, rough, 1.01)
+        def quick(sigma: float, excess: float = excess) -> float:
+            return _epsilon(((Step(sigma, sample_rate, 1), steps),), delta, quick_grid) - excess
+
+        sigma = _least_sigma(quick, target_epsilon, start, 2.0 if start == 1.0 else 1.01)
+        reached = _epsilon(((Step(sigma, sample_rate, 1), steps),), delta, GRID)
+        if target_epsilon * (1 - CLOSENESS) <= reached <= target_epsilon:
+            return sigma
+        start, excess = sigma, quick(sigma) + excess - reached
 
 
 def steps_of(charges: Sequence[Charge]) -> Steps:

@@ -10,7 +10,7 @@ one `Ledger` may be used from several threads, and across a fork.
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,15 @@ from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.ledger_events import Chain, Row, reservation
 from fedimaging.privacy.ledger_verify import (
     Head,
-    busy_or_broken,
     check_head,
-    connect,
     file_digest,
     head_path,
+    opened,
     read_head,
     read_rows,
     sync_folder,
     verify,
+    verify_file,
     write_head,
 )
 
@@ -62,8 +62,8 @@ class Ledger:
     def __init__(self, path: Path, head: Path | None = None) -> None:
         self.path = Path(path)
         self.head = Path(head) if head is not None else head_path(self.path)
-        self._known: tuple[str, Chain] | None = None
-        self.verify()
+        chain, digest = verify_file(self.path, self.head)
+        self._known: tuple[str, Chain] | None = (digest, chain)
 
     @classmethod
     def create(cls, path: Path, head: Path | None = None) -> "Ledger":
@@ -80,11 +80,8 @@ class Ledger:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        with closing(connect(path)) as database:
-            try:
-                _create_tables(database)
-            except sqlite3.Error as error:
-                raise busy_or_broken(path, error) from error
+        with opened(path) as database:
+            _create_tables(database)
             sync_folder(path.parent)
             _publish_head(database, path, head)
         return cls(path, head)
@@ -162,25 +159,22 @@ class Ledger:
     @contextmanager
     def _locked(self) -> Iterator[tuple[Chain, Callable[[str, Mapping[str, Any]], Row]]]:
         """The verified chain under the write lock, and a pen; commits and records the head unless the body raises."""
-        with closing(connect(self.path)) as database:
-            try:
-                database.execute("BEGIN IMMEDIATE")
-                chain = self._verified(database)
-                self._known = None  # whatever goes wrong from here, verify from the start next time
-                yield chain, partial(_write, database, chain)
-                database.execute("COMMIT")
-                recorded = _publish_head(database, self.path, self.head)
-                if recorded.seq == chain.last.seq:  # else another process wrote after our commit
-                    self._known = (recorded.file_sha256, chain)
-            except sqlite3.Error as error:
-                raise busy_or_broken(self.path, error) from error
+        with opened(self.path) as database:
+            database.execute("BEGIN IMMEDIATE")
+            chain = self._verified(database)
+            self._known = None  # whatever goes wrong from here, verify from the start next time
+            yield chain, partial(_write, database, chain)
+            database.execute("COMMIT")
+            recorded = _publish_head(database, self.path, self.head)
+            if recorded.seq == chain.last.seq:  # else another process wrote after our commit
+                self._known = (recorded.file_sha256, chain)
 
     def _verified(self, database: sqlite3.Connection) -> Chain:
         """The chain, from memory where the file is byte for byte the one that this object verified last."""
         head, digest = read_head(self.head), file_digest(database, self.path)
         if self._known is not None and self._known[0] == digest == head.file_sha256:
             return self._known[1]
-        chain = Chain(read_rows(database, self.path))
+        chain = Chain(read_rows(database))
         check_head(head, chain, digest)
         if head.seq < chain.last.seq:  # a crash came between commit and head
             write_head(self.head, Head(chain.last.seq, chain.last.hash, digest))

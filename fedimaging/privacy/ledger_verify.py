@@ -13,8 +13,8 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -41,12 +41,18 @@ def head_path(ledger: Path) -> Path:
 
 def verify(ledger: Path, head: Path | None = None) -> Chain:
     """All events of a ledger after every check. Errors: LedgerError saying what is wrong and what to do."""
+    return verify_file(ledger, head or head_path(ledger))[0]
+
+
+def verify_file(ledger: Path, head: Path) -> tuple[Chain, str]:
+    """As `verify`, with the SHA-256 of the file that was verified."""
+    check_exists(ledger)
     # The head is read first: it only grows, so a writer at work beside us can make it older than the rows, not newer.
-    recorded = read_head(head or head_path(ledger))
-    with closing(connect(ledger)) as database:
-        chain = Chain(read_rows(database, ledger))
-        check_head(recorded, chain, file_digest(database, ledger))
-    return chain
+    recorded = read_head(head)
+    with opened(ledger) as database:
+        chain, digest = Chain(read_rows(database)), file_digest(database, ledger)
+    check_head(recorded, chain, digest)
+    return chain, digest
 
 
 def verify_export(lines: Iterable[str]) -> Chain:
@@ -58,35 +64,37 @@ def verify_export(lines: Iterable[str]) -> Chain:
     return Chain(rows)
 
 
-def connect(ledger: Path) -> sqlite3.Connection:
-    """A connection that neither creates the file nor trusts anything cached. Error: LedgerError where it is missing."""
+@contextmanager
+def opened(ledger: Path) -> Iterator[sqlite3.Connection]:
+    """A connection of its own, so that nothing is trusted from a cache; rolls back unless the body commits.
+
+    Errors: LedgerError where the file is missing, is no database, or stays locked for 60 seconds.
+    """
+    check_exists(ledger)
+    uri = f"file:{quote(str(ledger.absolute()))}?mode=rw"  # rw: never creates the file
+    try:
+        with closing(sqlite3.connect(uri, uri=True, timeout=60.0, isolation_level=None)) as database:
+            # EXTRA also syncs the folder once the journal is gone: without it a power cut may undo a committed charge.
+            database.execute("PRAGMA synchronous=EXTRA")
+            yield database
+    except sqlite3.Error as error:
+        raise LedgerError(_complaint(ledger, error)) from error
+
+
+def check_exists(ledger: Path) -> None:
+    """Error: LedgerError where there is no such file."""
     if not ledger.exists():
         raise LedgerError(
             f"the ledger {str(ledger)!r} is missing; if this hospital has trained before, restore it with its head "
             "file; only if it never has, make one with `fedimaging ledger create`."
         )
-    uri = f"file:{quote(str(ledger.absolute()))}?mode=rw"
-    database = sqlite3.connect(uri, uri=True, timeout=60.0, isolation_level=None)
-    # EXTRA also syncs the folder after the journal is gone: without it a power cut may undo a committed charge.
-    database.execute("PRAGMA synchronous=EXTRA")
-    return database
 
 
-def read_rows(database: sqlite3.Connection, ledger: Path) -> list[Row]:
-    """All rows, unchecked; opens a read transaction that lasts, for `file_digest` to see the same moment."""
-    try:
-        if not database.in_transaction:
-            database.execute("BEGIN")
-        return [Row(*fields) for fields in database.execute(f"SELECT {COLUMNS} FROM events ORDER BY seq")]
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error):
-            raise LedgerError(
-                f"the ledger {str(ledger)!r} holds no events: its creation was cut short, or the file is not a "
-                "ledger; if this hospital never trained, run `fedimaging ledger create` again."
-            ) from error
-        raise busy_or_broken(ledger, error) from error
-    except sqlite3.DatabaseError as error:
-        raise busy_or_broken(ledger, error) from error
+def read_rows(database: sqlite3.Connection) -> list[Row]:
+    """All rows, unchecked, in a transaction that stays open, so that `file_digest` sees the same moment."""
+    if not database.in_transaction:
+        database.execute("BEGIN")
+    return [Row(*fields) for fields in database.execute(f"SELECT {COLUMNS} FROM events ORDER BY seq")]
 
 
 def file_digest(database: sqlite3.Connection, ledger: Path) -> str:
@@ -146,14 +154,19 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def busy_or_broken(ledger: Path, error: sqlite3.Error) -> LedgerError:
+def _complaint(ledger: Path, error: sqlite3.Error) -> str:
     """SQLite's complaint in our words, with a remedy."""
     text = str(error)
+    if "no such table" in text:
+        return (
+            f"the ledger {str(ledger)!r} holds no events: its creation was cut short, or it was emptied; if this "
+            f"hospital never trained, run `fedimaging ledger create` again; if it has, {RESTORE}."
+        )
     if "locked" in text:
-        return LedgerError(f"the ledger {str(ledger)!r} was held by another process for 60 seconds; try again.")
+        return f"the ledger {str(ledger)!r} was held by another process for 60 seconds; try again."
     if "full" in text or "disk I/O" in text:
-        return LedgerError(f"the disk of the ledger {str(ledger)!r} is full or failing ({text}); free space first.")
-    return LedgerError(f"the ledger {str(ledger)!r} cannot be read as a database ({text}); {RESTORE}.")
+        return f"the disk of the ledger {str(ledger)!r} is full or failing ({text}); free some space first."
+    return f"the ledger {str(ledger)!r} cannot be read as a database ({text}); {RESTORE}."
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -209,13 +209,23 @@ def _compose(parts: list[tuple[Losses, int]]) -> Losses:
     length = next_fast_len(max(window.size, *(len(losses.probs) for losses, _ in parts)), real=True)
     spectrum = np.ones(length // 2 + 1, dtype=np.complex128)
     for losses, times in parts:
-        spectrum *= rfft(losses.probs, length) ** times
+        spectrum *= _power(rfft(losses.probs, length), times)
     # The transform wraps around; what wraps into the window is part of TAIL.
     probs = np.roll(irfft(spectrum, length), -(window.low % length))[: window.size]
     finite = sum(times * math.log1p(-losses.infinity) for losses, times in parts)
     first = sum(times * losses.first for losses, times in parts) + window.low
     slack = TAIL + FFT_ERROR * sum(times for _, times in parts)
     return Losses(parts[0][0].grid, first, np.maximum(probs, 0.0), slack - math.expm1(finite))
+
+
+def _power(spectrum: np.ndarray, times: int) -> np.ndarray:
+    """spectrum ** times by squaring, which is several times faster than complex powers."""
+    out = spectrum
+    for bit in bin(times)[3:]:
+        out = out * out
+        if bit == "1":
+            out *= spectrum
+    return out
 
 
 def _window(parts: list[tuple[Losses, int]]) -> _Window:
@@ -226,7 +236,7 @@ def _window(parts: list[tuple[Losses, int]]) -> _Window:
     spread = math.sqrt(max(float(np.dot(times, variances)), 1e-6))
     room = math.log(2 / TAIL)
     low, high = 0, sum(number * (len(losses.probs) - 1) for losses, number in parts)
-    for scale in (0.1, 0.2, 0.4, 0.7, 1.0, 1.4):
+    for scale in (0.3, 0.7, 1.1):
         order = scale * math.sqrt(2 * room) / spread
         up, down = (
             [_log_mgf(losses, sign * order, mean) for (losses, _), mean in zip(parts, means, strict=True)] for sign in (1, -1)

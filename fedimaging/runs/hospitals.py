@@ -115,7 +115,8 @@ def _budget(study: Study, name: str, plan: DpPlan) -> Budget:
             f"privacy.noise_multiplier={plan.noise_multiplier:.3g} is below policy.minimum_noise_multiplier="
             f"{study.policy.minimum_noise_multiplier} (hospital {name!r}); raise the noise or ask the hospital."
         )
-    return Budget(allowed if allowed is not None else _HEADROOM * planned, plan.delta)
+    target = study.privacy.target_epsilon if study.privacy and study.privacy.target_epsilon else planned
+    return Budget(allowed if allowed is not None else _HEADROOM * target, plan.delta)
 
 
 def _store(dataset: Dataset) -> Path:

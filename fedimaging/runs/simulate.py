@@ -72,9 +72,6 @@ def simulate(study: Study, out: Path, options: Options, view: LiveView) -> Path:
 
 
 def _prepare(study: Study, options: Options, folder: RunDir, view: LiveView) -> _Run:
-    import torch
-
-    torch.set_num_threads(1)  # a process that has started a thread pool must not fork; see machine.choose_workers
     dataset = hospitals.load_data(study)
     device = str(resolve_device(study.runtime.device))
     federation = hospitals.make_federation(study, dataset, folder.path, device)
@@ -88,8 +85,6 @@ def _prepare(study: Study, options: Options, folder: RunDir, view: LiveView) -> 
     folder.write_study(study)
     write_json(folder.path / "run.json", facts)
     workers = int(facts["workers"])
-    if workers == 1:
-        torch.set_num_threads(machine.cores())
     return _Run(study, options, folder, view, dataset, federation, bench, workers, facts)
 
 

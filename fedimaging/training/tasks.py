@@ -1,7 +1,7 @@
 """Tasks: how a network's outputs become one loss a scan, and scores.
 
-No loss couples scans: `losses(outputs, targets)[i]` depends on row i alone, so that the gradient of a patient's loss is that
-patient's own (batch-wise Dice, for one, is not offered). All are plain tensor code that torch.func.vmap can run.
+No loss couples scans: `losses(outputs, targets)[i]` depends on row i alone, so that the gradient of a patient's loss
+is that patient's own (batch-wise Dice, for one, is not offered). All are plain tensor code that torch.func.vmap can run.
 Legend: B scans, K outputs, L labels, * spatial sizes.
 """
 

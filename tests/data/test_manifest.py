@@ -42,7 +42,7 @@ def test_columns_of_another_name(tmp_path: Path) -> None:
 def test_a_missing_column_names_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_text("image,patientid,lable\na.png,p,0\n")
-    with pytest.raises(DataError, match="did you mean 'patientid'.*Privacy is per patient"):
+    with pytest.raises(DataError, match=r"did you mean 'patientid'.*Privacy is per patient"):
         read_table(path, {}, ["label"])
     with pytest.raises(DataError, match="did you mean 'lable'"):
         read_table(path, {"patient_id": "patientid"}, ["label"])
@@ -131,7 +131,10 @@ def test_one_image_under_two_patients_is_told(tmp_path: Path) -> None:
 def test_rows_of_another_length_are_told(tmp_path: Path) -> None:
     path = pictures(tmp_path)
     path.write_text(path.read_text() + "0.png,0_mask.png,p0\n0.png,0_mask.png,p0,0,extra\n")
-    assert [text.split(";")[0] for text in texts(path)[:2]] == ["6: has 3 cells but the header 4", "7: has 5 cells but the header 4"]
+    assert [text.split(";")[0] for text in texts(path)[:2]] == [
+        "6: has 3 cells but the header 4",
+        "7: has 5 cells but the header 4",
+    ]
 
 
 def test_the_first_error_is_raised_and_the_rest_counted(tmp_path: Path) -> None:

@@ -51,7 +51,10 @@ def test_a_data_folder_and_its_sizes(tmp_path: Path) -> None:
     [
         ({"train_images": np.zeros((2, 4, 4), np.uint8)}, "2 scans but train_labels 3"),
         ({"train_images": np.zeros(3)}, "no stack of scans"),
-        ({"test_images": np.array([np.zeros((4, 4)), np.full((4, 4), np.nan)])}, r"test_images\[1\] has pixels that are NaN"),
+        (
+            {"test_images": np.array([np.zeros((4, 4)), np.full((4, 4), np.nan)])},
+            r"test_images\[1\] has pixels that are NaN",
+        ),
         ({"train_labels": np.array([[0.5], [1], [1]])}, "not whole numbers"),
         ({"train_labels": np.array(["a", "b", "c"])}, "not whole numbers"),
     ],
@@ -59,8 +62,12 @@ def test_a_data_folder_and_its_sizes(tmp_path: Path) -> None:
 def test_wrong_arrays_are_told(tmp_path: Path, arrays: dict[str, np.ndarray], told: str) -> None:
     file = layout(tmp_path / "x.npz", **arrays)
     with pytest.raises(DataError, match=told):
-        read_labels(file)
-        list(read_images(file))
+        _read_all(file)
+
+
+def _read_all(file: Path) -> None:
+    read_labels(file)
+    list(read_images(file))
 
 
 def test_files_of_another_layout_are_told(tmp_path: Path) -> None:

@@ -50,7 +50,13 @@ def test_several_labels(tmp_path: Path) -> None:
     assert one.labels is not None
     assert one.labels.shape == (4, 1)
     with pytest.raises(DataError, match="label='2' is out of range"):
-        of(pictures(tmp_path, label=[0, 1, 2, 0], b=[1, 1, 0, 0]), tmp_path / "c", labels=["label", "b"], classes=9, multilabel=True)
+        of(
+            pictures(tmp_path, label=[0, 1, 2, 0], b=[1, 1, 0, 0]),
+            tmp_path / "c",
+            labels=["label", "b"],
+            classes=9,
+            multilabel=True,
+        )
 
 
 def test_a_split_column_wins(tmp_path: Path) -> None:
@@ -194,7 +200,9 @@ def test_real_nifti_and_dicom_volumes(shared_data: Path, tmp_path: Path) -> None
     assert data.masks is not None
     assert data.masks.sum() > 100
     series = ["PGBM-003_T1post", "PGBM-003_HippoCrop"]
-    path = manifest(tmp_path, [{"image": shared_data / "dicom" / name, "patient_id": "PGBM-003"} for name in series], "dicom.csv")
+    path = manifest(
+        tmp_path, [{"image": shared_data / "dicom" / name, "patient_id": "PGBM-003"} for name in series], "dicom.csv"
+    )
     data = of(path, tmp_path / "c", image_size=(32, 32, 16), spacing_mm=(6, 6, 6), intensity="percentile")
     assert data.images.shape == (2, 1, 32, 32, 16)
     assert data.n_patients == 1

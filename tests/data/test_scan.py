@@ -32,7 +32,7 @@ def test_a_mask_of_another_shape_or_place_is_refused() -> None:
         check_pair(image, ras_volume(np.zeros((1, 4, 4, 3)), np.eye(4)))
     moved = np.eye(4)
     moved[0, 3] = 2
-    with pytest.raises(DataError, match="2.0 mm off"):
+    with pytest.raises(DataError, match=r"2.0 mm off"):
         check_pair(image, ras_volume(np.zeros((1, 4, 4, 4)), moved))
     moved[0, 3] = 0.01
     check_pair(image, ras_volume(np.zeros((1, 4, 4, 4)), moved))

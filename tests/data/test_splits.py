@@ -29,4 +29,13 @@ def test_fractions_hold_and_the_seed_matters() -> None:
 
 def test_the_hash_is_the_same_on_every_machine_and_in_every_version() -> None:
     ids = np.array(["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"])
-    assert split_by_patient(ids, SplitSpec(test=0.4)).tolist() == ["train", "train", "test", "train", "test", "train", "train", "test"]
+    assert split_by_patient(ids, SplitSpec(test=0.4)).tolist() == [
+        "train",
+        "train",
+        "test",
+        "train",
+        "test",
+        "train",
+        "train",
+        "test",
+    ]

@@ -49,7 +49,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
         yield from scans(1)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(DataError, match="no space left.*FEDIMAGING_CACHE"):
+    with pytest.raises(DataError, match=r"no space left.*FEDIMAGING_CACHE"):
         write_pixels(tmp_path, "k", full, 3)
     assert list(tmp_path.iterdir()) == []
 

@@ -74,7 +74,7 @@ def test_grey_and_colour_convert_into_each_other() -> None:
     white = np.full((3, 4, 4), 255, np.uint8)
     np.testing.assert_allclose(prepare_image(Scan(white, 255.0), flat())[0], 1, rtol=1e-6)
     assert prepare_image(Scan(white[:1], 255.0), flat(channels=3))[0].shape == (3, 4, 4)
-    with pytest.raises(DataError, match="has 3 channels but data.channels=2"):
+    with pytest.raises(DataError, match=r"has 3 channels but data.channels=2"):
         prepare_image(Scan(white, 255.0), flat(channels=2))
 
 

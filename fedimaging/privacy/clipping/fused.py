@@ -23,7 +23,7 @@ from fedimaging.privacy.clipping.batch import (
     trainable,
     zero_sum,
 )
-from fedimaging.privacy.clipping.layers import Product, gram_squares, shaped
+from fedimaging.privacy.clipping.layers import Product, shaped
 from fedimaging.privacy.clipping.memory import structure
 from fedimaging.privacy.clipping.tape import Use, recording
 
@@ -80,19 +80,19 @@ class _Books:
         """Take in one use of a layer. The sum of a parameter used once may be left for later; others are added up."""
         names = set(use.parameters)
         product, a = use.rule.product, use.a
-        scans = len(a) / len(self.counts)
-        if alone and "weight" in names and product and product.prefers_gram(use.layer, a, g, scans):
+        if alone and "weight" in names and product and product.prefers_gram(use.layer, a, g, len(self.counts)):
             for group in self.groups:
-                factors = product.factors(use.layer, a[group.scans], g[group.scans], len(group))
-                self.squares[group.units] += gram_squares(factors)
+                squares = product.squares(use.layer, a[group.scans], g[group.scans], len(group))
+                self.squares[group.units] += squares
             self.later.append((use, product, g))
             names.remove("weight")
         if not names:
             return
-        found = [
-            use.rule.unit_gradients(use.layer, a[group.scans], g[group.scans], len(group), names)
-            for group in self.groups
-        ]
+        found = []
+        for group in self.groups:
+            statistics = [part[group.scans] for part in use.statistics]
+            part = (a[group.scans], g[group.scans], len(group))
+            found.append(use.rule.unit_gradients(use.layer, *part, names, *statistics))
         for name, parameter in use.parameters.items():
             if name in names:
                 self._keep(parameter, [gradients[name] for gradients in found], alone)

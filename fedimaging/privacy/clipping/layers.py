@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _BLOCK = 1 << 20  # numbers laid out at a time: stays near the cache and in memory that the allocator hands out again
+_GRAM_OVERHEAD = 1e7  # operations that would take as long as the calls for two Gram matrices and one more gradient
 _CANCELLED = 1e-2  # below this share of its terms' absolute sum, a float32 Gram norm is computed again in float64
 
 UnitGradients = dict[str, Tensor]
@@ -28,32 +29,61 @@ a sum over units (O, R) into the parameter's shape."""
 class Rule:
     """How one kind of layer is differentiated per unit. `a` (S, ...) its input, `g` (S, ...) the output's gradient.
 
-    unit_gradients(layer, a, g, U, names) for the layer's own parameters of these names.
+    unit_gradients(layer, a, g, U, names, *statistics) for the layer's own parameters of these names.
+    statistics(output): what forward computed and backward will need, each (S, ...); most layers have none.
     product: for a layer whose weight's unit gradient is a product of two matrices.
     refuse(layer): why a layer of this kind cannot be treated after all, or None.
     """
 
     forward: Callable[..., Tensor]
-    unit_gradients: Callable[[nn.Module, Tensor, Tensor, int, Collection[str]], UnitGradients]
+    unit_gradients: Callable[..., UnitGradients]
     product: "Product | None" = None
+    statistics: Callable[[Tensor], tuple[Tensor, ...]] = lambda output: ()
     refuse: Callable[[nn.Module], str | None] = lambda layer: None
 
 
 @dataclass(frozen=True)
 class Product:
-    """factors(layer, a, g, U): the two matrices, in blocks of units. positions(layer, a, g): T of a single scan.
-    weighted(layer, a, g): the weight's gradient summed over scans, for a `g` already scaled."""
+    """A weight whose unit gradient is a product of two matrices over T.
 
-    factors: Callable[[nn.Module, Tensor, Tensor, int], Iterator[tuple[Tensor, Tensor]]]
-    positions: Callable[[nn.Module, Tensor, Tensor], int]
+    grams(layer, a, g, U): their Gram matrices (U, G, T, T), in blocks of units. gram_size(layer, a, g): T of a single
+    scan, and the channels that a Gram matrix of the columns runs over.
+    weighted(layer, a, g): the weight's gradient summed over scans, for a `g` already scaled.
+    """
+
+    grams: Callable[[nn.Module, Tensor, Tensor, int], Iterator[tuple[Tensor, Tensor]]]
+    gram_size: Callable[[nn.Module, Tensor, Tensor], tuple[int, int]]
     weighted: Callable[[nn.Module, Tensor, Tensor], Tensor]
 
-    def prefers_gram(self, layer: nn.Module, a: Tensor, g: Tensor, scans: float) -> bool:
-        """Whether two Gram matrices cost less than the product, for units of so many scans. A product once formed is
-        kept for the sum, which pays for half of it."""
+    def prefers_gram(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> bool:
+        """Whether Gram matrices and one more weight gradient cost less than the product.
+
+        The product, once formed, serves the sum too; what it costs more is the lesser efficiency of small products
+        and the memory that it passes through. The constants were measured on a CPU; they change no result.
+        """
         weight = cast(Tensor, layer.weight)
         rows, columns = weight.shape[0] // cast(int, getattr(layer, "groups", 1)), weight[0].numel()
-        return 2 * scans * self.positions(layer, a, g) * (rows + columns) < rows * columns
+        size, channels = self.gram_size(layer, a, g)
+        positions = len(a) / n * size
+        return positions**2 * (rows + channels) + _GRAM_OVERHEAD / n < rows * columns * (0.3 * positions + 12)
+
+    def squares(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Tensor:
+        """(U,) squared norms, float64, without forming the product.
+
+        A sum of products of inner products can cancel where the product itself would not: units for which it does
+        so beyond float32's means are computed again in float64.
+        """
+        found, size = [], []
+        for rows, columns in self.grams(layer, a, g, n):
+            terms = (rows * columns).flatten(1)
+            found.append(terms.sum(1, dtype=torch.float64))
+            size.append(torch.linalg.vector_norm(terms, 1, dim=1))
+        value = torch.cat(found).clamp_(min=0)
+        cancelled = value < _CANCELLED * torch.cat(size)
+        if a.dtype != torch.float64 and bool(cancelled.any()):
+            a, g = (part.unflatten(0, (n, -1))[cancelled].flatten(0, 1).double() for part in (a, g))
+            value[cancelled] = self.squares(layer, a, g, int(cancelled.sum()))
+        return value
 
 
 def blocks(n_units: int, numbers_per_unit: int) -> Iterator[slice]:
@@ -68,39 +98,26 @@ def shaped(total: Tensor, parameter: Tensor) -> Tensor:
     return total.mT.reshape(parameter.shape)
 
 
-def gram_squares(pairs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-    """(U,) squared norms of rows times columns, float64, without forming the product."""
-    return torch.cat([_gram_square(rows, columns) for rows, columns in pairs])
-
-
-def _gram_square(rows: Tensor, columns: Tensor) -> Tensor:
-    terms = (rows.mT @ rows).mul_(columns.mT @ columns).flatten(1)
-    value = terms.sum(1, dtype=torch.float64)
-    cancelled = value < _CANCELLED * torch.linalg.vector_norm(terms, 1, dim=1)
-    if rows.dtype != torch.float64 and bool(cancelled.any()):
-        value[cancelled] = _gram_square(rows[cancelled].double(), columns[cancelled].double())
-    return value.clamp_(min=0)
-
-
 # Linear: one position per entry of the middle dimensions.
 
 
-def _linear_factors(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tensor, Tensor]]:
-    yield g.reshape(n, 1, -1, g.shape[-1]).mT, a.reshape(n, 1, -1, a.shape[-1]).mT
-
-
 def _linear_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
+    g = g.reshape(n, -1, g.shape[-1])
     found = {}
     if "weight" in names:
-        rows, columns = next(_linear_factors(layer, a, g, n))
-        found["weight"] = (rows @ columns.mT).view(1, n, -1)
+        found["weight"] = (g.mT @ a.reshape(n, -1, a.shape[-1])).view(1, n, -1)
     if "bias" in names:
-        found["bias"] = g.reshape(1, n, -1, g.shape[-1]).sum(2)
+        found["bias"] = g.sum(1)[None]
     return found
 
 
-def _linear_positions(layer: nn.Module, a: Tensor, g: Tensor) -> int:
-    return g.shape[1:-1].numel()
+def _linear_grams(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+    rows, columns = g.reshape(n, -1, g.shape[-1]), a.reshape(n, -1, a.shape[-1])
+    yield rows @ rows.mT, columns @ columns.mT
+
+
+def _linear_gram_size(layer: nn.Module, a: Tensor, g: Tensor) -> tuple[int, int]:
+    return g.shape[1:-1].numel(), a.shape[-1]
 
 
 def _linear_weighted(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
@@ -148,8 +165,8 @@ def _matrix(x: Tensor, n: int, groups: int, positions: int) -> Tensor:
     return moved.reshape(n, groups, -1, length)
 
 
-def _conv_factors(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tensor, Tensor]]:
-    layer = cast(_Conv, layer)
+def _unrolled(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The two matrices in blocks of units: rows (U, G, D, T), columns (U, G, P, T)."""
     narrow, wide = (a, g) if layer.transposed else (g, a)
     dims, scans = len(layer.kernel_size), len(a) // n
     positions = narrow.shape[2:]
@@ -167,8 +184,7 @@ def _conv_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Colle
     layer = cast(_Conv, layer)
     found = {}
     if "weight" in names:
-        dense = max(layer.stride) == 1 < max(layer.kernel_size)
-        found["weight"] = (_by_offset if dense else _by_patches)(layer, a, g, n)
+        found["weight"] = (_by_offset if _is_dense(layer) else _by_patches)(layer, a, g, n)
     if "bias" in names:
         found["bias"] = g.unflatten(0, (n, -1)).flatten(3).sum((1, 3))[None]
     return found
@@ -177,34 +193,67 @@ def _conv_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Colle
 def _by_patches(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     out = a.new_empty(n, layer.groups, layer.weight.shape[0] // layer.groups, layer.weight[0].numel())
     first = 0
-    for rows, columns in _conv_factors(layer, a, g, n):
+    for rows, columns in _unrolled(layer, a, g, n):
         torch.matmul(rows, columns.mT, out=out[first : first + len(rows)])
         first += len(rows)
     return out.view(1, n, -1)
 
 
-def _by_offset(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
-    """At stride 1 a kernel offset is a shift of the flattened padded image: one product per offset, nothing unrolled.
+def _is_dense(layer: _Conv) -> bool:
+    """At stride 1 a kernel offset is a shift of the flattened padded image, and nothing needs to be unrolled."""
+    return max(layer.stride) == 1 < max(layer.kernel_size)
 
-    The gradient is laid out on the padded grid too, with zeros where it has no value; so a shift that runs over the
-    end of a line, or into the next scan of the unit, meets zeros.
+
+def _grid(layer: _Conv, wide: Tensor) -> list[int]:
+    return [size + 2 * pad for size, pad in zip(wide.shape[2:], _padding(layer), strict=True)]
+
+
+def _on_grids(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[slice, Tensor, Tensor, list[int]]]:
+    """Blocks of units (of groups): rows (U G, D / G, length), columns (U G, C / G, all of the grid), and the shifts.
+
+    The narrow side is laid out on the padded grid too, with zeros where it has no value; so a shift that runs over
+    the end of a line, or into the next scan of the unit, meets zeros.
     """
     narrow, wide = (a, g) if layer.transposed else (g, a)
-    pads = _padding(layer)
-    grid = [size + 2 * pad for size, pad in zip(wide.shape[2:], pads, strict=True)]
-    shifts = _shifts(layer, grid)
-    rows, columns, scans = narrow.shape[1] // layer.groups, wide.shape[1] // layer.groups, len(a) // n
-    out = a.new_empty(len(shifts), n * layer.groups, rows, columns)
+    grid, shifts, groups, scans = _grid(layer, wide), _shifts(layer, _grid(layer, wide)), layer.groups, len(a) // n
     length = scans * torch.Size(grid).numel() - shifts[-1]
     for run in blocks(n, length * (narrow.shape[1] + wide.shape[1])):
-        scan_run = slice(run.start * scans, run.stop * scans)
+        rows = slice(run.start * scans, run.stop * scans)
         units = run.stop - run.start
-        left = _on_grid(narrow[scan_run], units, grid, [0] * len(grid)).view(units * layer.groups, rows, -1)
-        right = _on_grid(wide[scan_run], units, grid, pads).view(units * layer.groups, columns, -1)
-        target = out[:, run.start * layer.groups : run.stop * layer.groups]
-        for shift, product in zip(shifts, target, strict=True):
-            torch.bmm(left[..., :length], right[..., shift : shift + length].mT, out=product)
-    return out.view(len(shifts), n, -1)
+        left = _on_grid(narrow[rows], units, grid, [0] * len(grid)).view(units * groups, -1, length + shifts[-1])
+        right = _on_grid(wide[rows], units, grid, _padding(layer)).view(units * groups, -1, length + shifts[-1])
+        yield slice(run.start * groups, run.stop * groups), left[..., :length], right, shifts
+
+
+def _by_offset(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+    rows = layer.weight.shape[0] // layer.groups
+    out = a.new_empty(torch.Size(layer.kernel_size).numel(), n * layer.groups, rows, layer.weight.shape[1])
+    for run, left, right, shifts in _on_grids(layer, a, g, n):
+        for shift, product in zip(shifts, out[:, run], strict=True):
+            torch.bmm(left, right[..., shift : shift + left.shape[-1]].mT, out=product)
+    return out.view(len(out), n, -1)
+
+
+def _conv_grams(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+    layer = cast(_Conv, layer)
+    if not _is_dense(layer):
+        for rows, columns in _unrolled(layer, a, g, n):
+            yield rows.mT @ rows, columns.mT @ columns
+        return
+    for _, left, right, shifts in _on_grids(layer, a, g, n):
+        pixels, length = right.mT @ right, left.shape[-1]
+        columns = sum(pixels[:, shift : shift + length, shift : shift + length] for shift in shifts)
+        rows = left.mT @ left
+        yield rows.unflatten(0, (-1, layer.groups)), cast(Tensor, columns).unflatten(0, (-1, layer.groups))
+
+
+def _conv_gram_size(layer: nn.Module, a: Tensor, g: Tensor) -> tuple[int, int]:
+    layer = cast(_Conv, layer)
+    narrow, wide = (a, g) if layer.transposed else (g, a)
+    kernel = torch.Size(layer.kernel_size).numel()
+    if _is_dense(layer):
+        return torch.Size(_grid(layer, wide)).numel(), wide.shape[1] // layer.groups + kernel
+    return narrow.shape[2:].numel(), wide.shape[1] // layer.groups * kernel
 
 
 def _shifts(layer: _Conv, grid: list[int]) -> list[int]:
@@ -222,10 +271,6 @@ def _on_grid(x: Tensor, n: int, grid: list[int], start: list[int]) -> Tensor:
     return out
 
 
-def _conv_positions(layer: nn.Module, a: Tensor, g: Tensor) -> int:
-    return (a if cast(_Conv, layer).transposed else g).shape[2:].numel()
-
-
 def _conv_weighted(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
     layer = cast(_Conv, layer)
     output_padding = list(layer.output_padding)
@@ -240,23 +285,25 @@ def _conv_weighted(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
 # Normalisations: the gradient of the scale is the output's gradient times the normalised input.
 
 
-def _group_norm_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
-    layer = cast(nn.GroupNorm, layer)
-    return _scale_and_shift(layer, a, g, n, names, layer.num_groups)
+def _group_norm_statistics(output: Tensor) -> tuple[Tensor, ...]:
+    """Mean and 1 / deviation (S, groups), where autograd's node shows them."""
+    node = output.grad_fn
+    names = ("_saved_result1", "_saved_result2")
+    return tuple(getattr(node, name) for name in names) if all(hasattr(node, name) for name in names) else ()
 
 
-def _instance_norm_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
-    return _scale_and_shift(layer, a, g, n, names, a.shape[1])
-
-
-def _scale_and_shift(
-    layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str], groups: int
+def _scale_gradients(
+    layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str], *statistics: Tensor
 ) -> UnitGradients:
     """One call for all scans: laid side by side as channels of a single scan, they keep their own sums."""
     scans, channels, length = a.shape[0], a.shape[1], a.shape[2:].numel()
+    groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else channels
     sizes = (1, scans * channels, length, scans * groups)
     a, g = a.reshape(sizes[:3]), g.reshape(sizes[:3])
-    _, mean, rstd = torch.native_group_norm(a, None, None, *sizes, cast(nn.GroupNorm, layer).eps)
+    if statistics:
+        mean, rstd = (part.reshape(1, -1) for part in statistics)
+    else:
+        _, mean, rstd = torch.native_group_norm(a, None, None, *sizes, cast(nn.GroupNorm, layer).eps)
     backward = torch.ops.aten.native_group_norm_backward
     _, scale, shift = backward(g, a, mean, rstd, None, *sizes, [False, True, True])
     found = {"weight": scale, "bias": shift}
@@ -312,13 +359,13 @@ def _refuse_embedding(layer: nn.Module) -> str | None:
 
 
 def _conv(kind: type[nn.Module]) -> Rule:
-    product = Product(_conv_factors, _conv_positions, _conv_weighted)
-    return Rule(kind.forward, _conv_gradients, product, _refuse_conv)
+    product = Product(_conv_grams, _conv_gram_size, _conv_weighted)
+    return Rule(kind.forward, _conv_gradients, product, refuse=_refuse_conv)
 
 
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: Rule(
-        nn.Linear.forward, _linear_gradients, Product(_linear_factors, _linear_positions, _linear_weighted)
+        nn.Linear.forward, _linear_gradients, Product(_linear_grams, _linear_gram_size, _linear_weighted)
     ),
     **{
         kind: _conv(kind)
@@ -326,14 +373,14 @@ RULES: dict[type[nn.Module], Rule] = {
             nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
         )
     },
-    nn.GroupNorm: Rule(nn.GroupNorm.forward, _group_norm_gradients),
+    nn.GroupNorm: Rule(nn.GroupNorm.forward, _scale_gradients, None, _group_norm_statistics),
     **{
-        kind: Rule(kind.forward, _instance_norm_gradients)
+        kind: Rule(kind.forward, _scale_gradients)
         for kind in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
     },
     nn.LayerNorm: Rule(nn.LayerNorm.forward, _layer_norm_gradients),
     nn.PReLU: Rule(nn.PReLU.forward, _prelu_gradients),
-    nn.Embedding: Rule(nn.Embedding.forward, _embedding_gradients, None, _refuse_embedding),
+    nn.Embedding: Rule(nn.Embedding.forward, _embedding_gradients, refuse=_refuse_embedding),
 }  # fmt: skip
 """Every kind of layer whose unit gradients are known in closed form; a subclass counts if it keeps `forward`."""
 

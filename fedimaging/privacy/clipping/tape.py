@@ -24,6 +24,7 @@ class Use:
     rule: Rule
     parameters: dict[str, nn.Parameter]
     a: Tensor
+    statistics: tuple[Tensor, ...]
     version: int
     edge: GradientEdge
 
@@ -80,7 +81,9 @@ def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
                 f"a {type(layer).__name__} is used without gradient, or on rows that are not scans; take engine "
                 "'loop' or 'vmap'."
             )
-        tape.uses.append(Use(layer, *layers[layer], a.detach(), a._version, get_gradient_edge(output)))
+        rule, own = layers[layer]
+        kept = rule.statistics(output)
+        tape.uses.append(Use(layer, rule, own, a.detach(), kept, a._version, get_gradient_edge(output)))
 
     handles = [layer.register_forward_hook(note) for layer in layers]
     try:
