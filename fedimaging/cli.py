@@ -11,10 +11,10 @@ from fedimaging import __version__
 from fedimaging.errors import FedimagingError
 
 app = typer.Typer(
-    name="fedimaging", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="fedimaging", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Federated medical imaging whose privacy claim is true per patient and kept by the hospital.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at data before anything trains on it.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data before anything trains on it.")
 app.add_typer(data_app, name="data")
 
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study to run.")]
@@ -102,7 +102,8 @@ def _quietly(work: Callable[[], None]) -> None:
     import logging
     import warnings
 
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+    for name in ("flwr", "absl", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     work()
@@ -129,42 +130,9 @@ def data_check(
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG) here.")] = None,
 ) -> None:
     """Say what is wrong with a manifest, row by row, and count patients per site. Exit code 2 where it cannot be used."""
-    from fedimaging.data.check import check_manifest
+    from fedimaging.data.check_command import run_check
 
-    columns = _renamed(column or [])
-    found = check_manifest(
-        manifest, columns=columns, labels=label or [], needs_mask=mask, classes=classes, multilabel=len(label or []) > 1
-    )
-    for line in found.lines():
-        typer.echo(line)
-    if not found.ok:
-        raise typer.Exit(2)
-    if sheet is not None:
-        _write_sheet(manifest, columns, mask, classes, any(shape.count("x") > 2 for shape in found.shapes), sheet)
-        typer.echo(str(sheet))
-
-
-def _renamed(pairs: list[str]) -> Any:
-    from fedimaging.errors import StudyError, bad_value
-
-    for pair in pairs:
-        if pair.count("=") != 1:
-            raise StudyError(bad_value("--column", pair, "is not of the form standard=yours", "e.g. patient_id=case_id"))
-    return dict(pair.split("=") for pair in pairs)
-
-
-def _write_sheet(manifest: Path, columns: Any, mask: bool, classes: int, volumes: bool, sheet: Path) -> None:
-    from fedimaging.data.check import contact_sheet
-    from fedimaging.data.prepare import prepare
-    from fedimaging.data.spec import DataSpec
-    from fedimaging.files import write_whole
-
-    size = (64, 64, 64) if volumes else (128, 128)
-    spec = DataSpec(
-        source="manifest", path=str(manifest.resolve()), image_size=size, intensity="percentile", columns=columns
-    )
-    picture = contact_sheet(prepare(spec, labels=(), needs_mask=mask, classes=classes, multilabel=False), 24)
-    write_whole(sheet, lambda path: path.write_bytes(picture))
+    raise typer.Exit(run_check(manifest, label or [], mask, classes, column or [], sheet, typer.echo))
 
 
 if __name__ == "__main__":

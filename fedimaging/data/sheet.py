@@ -95,4 +95,4 @@ def _caption(name: str, labels: np.ndarray | None, row: int) -> str:
     text = "" if labels is None else " ".join(f"{value:g}" for value in np.atleast_1d(labels[row]))
     room = max(4, 20 - len(text))
     short = name if len(name) <= room else name[: room - 1] + "."
-    return f"{short} {text}".strip()
+    return f"{short}: {text}" if short and text else short + text

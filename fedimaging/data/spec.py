@@ -48,8 +48,8 @@ class PhantomSpec(Spec):
     hospitals: Annotated[int, Field(ge=1)] = 6
     prevalence: tuple[Fraction, Fraction] = (0.3, 0.6)
     lesion_radius: tuple[Annotated[float, Field(gt=0, le=0.4)], Annotated[float, Field(gt=0, le=0.4)]] = (0.10, 0.16)
-    lesion_contrast: Annotated[float, Field(gt=0, le=1)] = 0.35
-    hard_contrast: Annotated[float, Field(gt=0, le=1)] = 0.5
+    lesion_contrast: Annotated[float, Field(gt=0, le=1)] = 0.40
+    hard_contrast: Annotated[float, Field(gt=0, le=1)] = 0.4
     scanner_difference: Annotated[float, Field(ge=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
 

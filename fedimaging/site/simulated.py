@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class SimulatedFederation:
 
     def site_folder(self, name: str) -> Path:
         """Where this hospital keeps its ledger and log."""
-        return self.folder / "sites" / name
+        return self.folder / "sites" / quote(name, safe=" ")  # a manifest may call a hospital "a/b" or ".."
 
     def save(self) -> None:
         """Write federation.npz and federation.json into the run folder, by rename."""

@@ -1,5 +1,6 @@
 """Segmentation metrics scan by scan, then over patients: Dice, surface Dice, and 95 % Hausdorff distance in mm."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -46,8 +47,12 @@ def scan_segmentation_metrics(
     distance = np.where(either, diagonal, np.nan)
     for b in np.flatnonzero(both.any(1)):
         one, other = hot_found[b : b + 1], hot_there[b : b + 1]
-        near = compute_surface_dice(one, other, [tolerance_mm] * (classes - 1), spacing=list(spacing_mm))
-        far = compute_hausdorff_distance(one, other, percentile=95, spacing=list(spacing_mm))
+        with warnings.catch_warnings():
+            # MONAI warns of its own call inside these two, and of classes that `both` leaves out.
+            warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
+            warnings.filterwarnings("ignore", ".* is all 0, this may result in nan/inf distance", UserWarning)
+            near = compute_surface_dice(one, other, [tolerance_mm] * (classes - 1), spacing=list(spacing_mm))
+            far = compute_hausdorff_distance(one, other, percentile=95, spacing=list(spacing_mm))
         surface[b] = np.where(both[b], near[0].numpy(), surface[b])
         distance[b] = np.where(both[b], far[0].numpy(), distance[b])
     return {"dice": dice, "surface_dice": surface, "hd95_mm": distance}

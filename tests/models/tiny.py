@@ -26,7 +26,7 @@ TINY: dict[str, dict] = {
     "dynunet": {"filters": [4, 8, 12], "strides": [1, 2, 2]},
     "swin_unetr": {"depths": [1, 1, 1, 1]},
 }
-SIDES = {"densenet121": 32, "torchvision_densenet121": 32, "swin_unetr": 32}
+SIDES = {"efficientnet_b0": 32, "densenet121": 32, "torchvision_densenet121": 32, "swin_unetr": 32}
 ONLY_2D = {"wavelet_net", "torchvision_resnet18", "torchvision_resnet50", "torchvision_densenet121"}
 # In 3-D these take seconds each and share their blocks with a smaller one that is here.
 LARGE_3D = {"densenet121", "resnet50", "efficientnet_b0", "swin_unetr"}

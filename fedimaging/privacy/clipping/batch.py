@@ -105,6 +105,13 @@ def unit_batch(x: Tensor, y: Tensor, unit_of_scan: Tensor, n_units: int) -> Unit
     return UnitBatch(x, y, torch.bincount(unit_of_scan, minlength=n_units))
 
 
+def two_scans(batch: UnitBatch) -> tuple[Tensor, Tensor]:
+    """Two scans of random numbers in the batch's shape, with the first scan's target: to try a model on."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *batch.x.shape[1:], generator=generator, dtype=batch.x.dtype)
+    return x.to(batch.x.device), torch.stack([batch.y[0], batch.y[0]])
+
+
 def scan_losses(losses: Losses, outputs: Tensor, y: Tensor) -> Tensor:
     """The losses, after proving that there is exactly one for each scan: a scalar loss would undo the clip."""
     values = losses(outputs, y)
@@ -117,6 +124,12 @@ def scan_losses(losses: Losses, outputs: Tensor, y: Tensor) -> Tensor:
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters whose gradients are summed, in the model's order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def norms_of(unit_gradients: list[Tensor]) -> Tensor:
+    """(U,) float64 norms over all parameters, from each parameter's unit gradients (U, *shape)."""
+    parts = [torch.linalg.vector_norm(part.reshape(len(part), -1), dim=1).double() for part in unit_gradients]
+    return torch.stack(parts).square().sum(0).sqrt()
 
 
 def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:

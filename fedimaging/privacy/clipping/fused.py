@@ -21,13 +21,14 @@ from fedimaging.privacy.clipping.batch import (
     clip_factors,
     scan_losses,
     trainable,
+    two_scans,
     zero_sum,
 )
 from fedimaging.privacy.clipping.layers import Product, shaped
-from fedimaging.privacy.clipping.memory import structure
+from fedimaging.privacy.clipping.memory import ProofKey, proof_key
 from fedimaging.privacy.clipping.tape import Use, recording
 
-_proven: set[tuple[object, ...]] = set()
+_proven: set[ProofKey] = set()
 
 
 def sum_by_bookkeeping(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
@@ -76,6 +77,7 @@ class _Books:
         self.kept: dict[nn.Parameter, list[Tensor]] = {}
         self.later: list[tuple[Use, Product, Tensor]] = []
 
+    @torch.no_grad()
     def enter(self, use: Use, g: Tensor, alone: bool) -> None:
         """Take in one use of a layer. The sum of a parameter used once may be left for later; others are added up."""
         names = set(use.parameters)
@@ -111,6 +113,7 @@ class _Books:
                 self.squares[group.units] += torch.linalg.vector_norm(part, dim=2).double().square().sum(0)
         return self.squares.sqrt()
 
+    @torch.no_grad()
     def weighted_sum(self, model: nn.Module, factors: Tensor) -> list[Tensor]:
         """Sum over units of factor times gradient, in the model's order."""
         total: dict[nn.Parameter, Tensor] = {}
@@ -146,16 +149,14 @@ def _read(model: nn.Module, losses: Losses, batch: UnitBatch) -> _Books:
 
 
 def _prove_rows_are_scans(model: nn.Module, losses: Losses, batch: UnitBatch) -> None:
-    """The loss of one scan must reach only that scan's rows of every layer; once per model and shape.
+    """The loss of one scan must reach only that scan's rows of every layer; once per model, loss and shape.
 
     This catches a network that puts another axis first, and one that mixes scans. Raises Unsupported.
     """
-    key = (structure(model), batch.x.shape[1:], batch.x.dtype, batch.x.device)
+    key = proof_key(model, losses, batch)
     if key in _proven:
         return
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, *batch.x.shape[1:], generator=generator, dtype=batch.x.dtype).to(batch.x.device)
-    y = torch.stack([batch.y[0], batch.y[0]])
+    x, y = two_scans(batch)
     with recording(model, 2) as tape:
         first = scan_losses(losses, model(x), y)[0]
     if any(bool(g[1].any()) for _, g in tape.gradients(first)):

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from fedimaging.privacy.clipping.batch import Losses, UnitBatch, trainable
 
-_activation_bytes: dict[tuple[object, ...], int] = {}
+ProofKey = tuple[str, Losses, torch.Size, torch.dtype, torch.device]
+
+_activation_bytes: dict[ProofKey, int] = {}
 _structures: WeakKeyDictionary[nn.Module, tuple[tuple[bool, ...], str]] = WeakKeyDictionary()  # seen in every step
 
 
@@ -24,9 +26,14 @@ def structure(model: nn.Module) -> str:
     return known[1]
 
 
+def proof_key(model: nn.Module, losses: Losses, batch: UnitBatch) -> ProofKey:
+    """What a proof about a model, a loss and a shape of scan holds for."""
+    return structure(model), losses, batch.x.shape[1:], batch.x.dtype, batch.x.device
+
+
 def scan_bytes(model: nn.Module, losses: Losses, batch: UnitBatch) -> int:
     """Bytes of activations of one scan, measured by one forward pass on the first scan, once per process."""
-    key = (structure(model), batch.x.shape[1:], batch.x.dtype, batch.x.device)
+    key = proof_key(model, losses, batch)
     if key not in _activation_bytes:
         _activation_bytes[key] = activation_bytes(model, losses, batch.x[:1], batch.y[:1])
     return _activation_bytes[key]

@@ -3,6 +3,8 @@
 Ghost clipping is not offered: its norms are per scan, and a patient's scans must be added before the norm is taken.
 """
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -12,10 +14,15 @@ from fedimaging.privacy.clipping.batch import (
     Unsupported,
     UnitBatch,
     clip_factors,
+    norms_of,
     scan_losses,
     trainable,
+    two_scans,
     zero_sum,
 )
+from fedimaging.privacy.clipping.memory import ProofKey, proof_key
+
+_proven: set[ProofKey] = set()
 
 
 def sum_by_opacus(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
@@ -24,14 +31,14 @@ def sum_by_opacus(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm:
     Raises Unsupported where the hooks cannot follow the model (in-place changes, layers registered twice, parameters
     without a gradient), or where they give another number of rows than there are scans.
     """
+    _prove_independence(model, losses, batch)
     gradients = _unit_gradients(model, losses, batch)
-    parts = [torch.linalg.vector_norm(part.flatten(1), dim=1).double() for part in gradients]
-    norms = torch.stack(parts).square().sum(0).sqrt()
+    norms = norms_of(gradients)
     keep = torch.isfinite(norms)
     factors = clip_factors(norms, clip_norm)[keep]
     total = zero_sum(model)
     for out, part in zip(total, gradients, strict=True):
-        out += (factors.to(part) @ part[keep].flatten(1)).view(out.shape)
+        out += (factors.to(part) @ part[keep].reshape(len(factors), -1)).view(out.shape)
     return ClippedSum(total, norms, clip_norm)
 
 
@@ -41,9 +48,13 @@ def _unit_gradients(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[
 
     unit_of_scan = batch.unit_of_scan.to(batch.x.device)
     before = [parameter.grad for parameter in trainable(model)]
+    for parameter in trainable(model):
+        parameter.grad = None  # the backward pass would add to it in place
     hooked = GradSampleModule(model, loss_reduction="sum", strict=False)
     try:
-        (scan_losses(losses, hooked(batch.x), batch.y) * batch.weights).sum().backward()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")  # the images need no gradient
+            (scan_losses(losses, hooked(batch.x), batch.y) * batch.weights).sum().backward()
         return [_by_unit(parameter, unit_of_scan, len(batch)) for parameter in trainable(model)]
     except (RuntimeError, ValueError, AttributeError, IndexError, TypeError) as error:
         raise Unsupported(f"engine 'opacus' cannot follow this model ({error}); take engine 'loop'.") from error
@@ -53,6 +64,19 @@ def _unit_gradients(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[
             layer.__dict__.pop("activations", None)
         for parameter, gradient in zip(trainable(model), before, strict=True):
             parameter.grad = gradient
+
+
+def _prove_independence(model: nn.Module, losses: Losses, batch: UnitBatch) -> None:
+    """The loss of one scan must not depend on another scan; Opacus itself accepts several kinds of BatchNorm."""
+    key = proof_key(model, losses, batch)
+    if key in _proven:
+        return
+    x, y = two_scans(batch)
+    x.requires_grad_()
+    (reach,) = torch.autograd.grad(scan_losses(losses, model(x), y)[0], x)
+    if bool(reach[1].any()):
+        raise Unsupported("the model or the loss mixes scans; take engine 'loop'.")
+    _proven.add(key)
 
 
 def _by_unit(parameter: nn.Parameter, unit_of_scan: Tensor, n_units: int) -> Tensor:

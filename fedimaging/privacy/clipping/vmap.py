@@ -9,6 +9,7 @@ from fedimaging.privacy.clipping.batch import (
     Losses,
     UnitBatch,
     clip_factors,
+    norms_of,
     scan_losses,
     trainable,
 )
@@ -17,8 +18,7 @@ from fedimaging.privacy.clipping.batch import (
 def sum_by_vmap(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
     """The clipped sum from all units' gradients at once. Memory: one gradient and the padded activations per unit."""
     gradients = _unit_gradients(model, losses, batch)
-    parts = [torch.linalg.vector_norm(part.flatten(1), dim=1).double() for part in gradients]
-    norms = torch.stack(parts).square().sum(0).sqrt()
+    norms = norms_of(gradients)
     keep = torch.isfinite(norms)
     factors = torch.where(keep, clip_factors(norms, clip_norm), 0.0)
     total = [_weighted(part, factors.to(part), keep) for part in gradients]
@@ -57,7 +57,7 @@ def _padded(batch: UnitBatch) -> tuple[Tensor, Tensor]:
 
 def _weighted(gradients: Tensor, factors: Tensor, keep: Tensor) -> Tensor:
     """Sum over units of factor times gradient; a unit that is left out counts as zero, whatever its numbers are."""
-    flat = gradients.flatten(1)
+    flat = gradients.reshape(len(gradients), -1)
     if not bool(keep.all()):
         flat = torch.where(keep[:, None], flat, 0.0)
     return (factors @ flat).view(gradients.shape[1:])
