@@ -88,7 +88,7 @@ def prepare_bare(case: dict[str, Any], folder: Path, run: Path, name: str) -> Pa
     facts = json.loads((run / "federation.json").read_text())
     dataset = Dataset.open(facts["store"])
     pixels = json.loads((Path(facts["store"]) / "table.json").read_text())["pixels"]
-    np.save(folder / f"{name}-labels.npy", dataset.labels)
+    np.save(folder / f"{name}-labels.npy", np.asarray(dataset.labels))
     network = build_model(
         ModelSpec(name="densenet", options=case["network"]), in_channels=1, out_channels=2,
         image_size=(case["size"], case["size"]), seed=0,

@@ -1,13 +1,16 @@
 """The one place that touches parts of Flower 1.41 that are not its public interface."""
 
 from collections.abc import Callable
+from typing import Any, cast
 from uuid import uuid4
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+Record = ArrayRecord | MetricRecord | ConfigRecord
 
 CLIENT_FAILED = 2
 """Flower's error code for a ClientApp that raised or died."""
@@ -34,9 +37,10 @@ def delivered(message: Message) -> Message:
     return make_message(metadata=message.metadata, content=content)
 
 
-def _fresh(record: "dict[str, object]") -> object:
-    make: Callable[[dict[str, object]], object] = type(record)
-    return make(dict(record))
+def _fresh(record: Record) -> Record:
+    """A record with entries of its own (copy.copy would share them)."""
+    make = cast(Callable[[dict[str, Any]], Record], type(record))
+    return make(dict(record.items()))
 
 
 def failed_reply(message: Message, reason: str) -> Message:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -42,7 +43,7 @@ def run_in_process(
 
 @dataclass
 class _Worker:
-    process: multiprocessing.Process
+    process: BaseProcess
     pipe: Connection
     busy_with: int | None = None
 

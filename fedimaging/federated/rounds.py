@@ -136,7 +136,8 @@ def final_weights(state: ServerState) -> np.ndarray:
     """The model to keep: the last round's, or the mean of the last `average_last` rounds' (free post-processing)."""
     if not state.recent:
         return state.weights
-    return np.mean(np.stack(state.recent), axis=0, dtype=np.float64).astype(np.float32)
+    mean: np.ndarray = np.stack(state.recent).mean(axis=0, dtype=np.float64)
+    return mean.astype(np.float32)
 
 
 def evaluate_everywhere(

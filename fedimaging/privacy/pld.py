@@ -14,7 +14,7 @@ Units: losses are in nats, `grid` too. Arrays are float64.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -90,7 +90,7 @@ def _discounted(probs: np.ndarray, grid: float) -> np.ndarray:
     return out
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)  # megabytes each
 def step_losses(step: Step, grid: float) -> tuple[Losses, Losses]:
     """(removal, addition) of one step on the grid."""
     counts, weights, lost = _draws(step)
@@ -229,21 +229,28 @@ def _power(spectrum: np.ndarray, times: int) -> np.ndarray:
 
 
 def _window(parts: list[tuple[Losses, int]]) -> _Window:
-    """Chernoff bounds on the sum, from exponents around the one that is best for a normal sum."""
+    """Chernoff bounds on the sum."""
     means, variances = zip(*(_moments(losses) for losses, _ in parts), strict=True)
     times = [number for _, number in parts]
     centre = float(np.dot(times, means))
     spread = math.sqrt(max(float(np.dot(times, variances)), 1e-6))
-    room = math.log(2 / TAIL)
-    low, high = 0, sum(number * (len(losses.probs) - 1) for losses, number in parts)
-    for scale in (0.3, 0.7, 1.1):
-        order = scale * math.sqrt(2 * room) / spread
-        up, down = (
-            [_log_mgf(losses, sign * order, mean) for (losses, _), mean in zip(parts, means, strict=True)] for sign in (1, -1)
-        )
-        high = min(high, math.ceil(centre + (np.dot(times, up) + room) / order))
-        low = max(low, math.floor(centre - (np.dot(times, down) + room) / order))
+    high = min(sum(n * (len(losses.probs) - 1) for losses, n in parts), math.ceil(centre + _reach(parts, means, spread, 1)))
+    low = max(0, math.floor(centre - _reach(parts, means, spread, -1)))
     return _Window(low, max(high - low + 1, 1))
+
+
+def _reach(parts: list[tuple[Losses, int]], means: Sequence[float], spread: float, sign: int) -> float:
+    """How far above (sign 1) or below (-1) its mean the sum stays but for half of TAIL, in grid cells.
+
+    Any exponent gives a bound. The one that is best for a normal sum comes first; rare great losses want a smaller one.
+    """
+    room, least = math.log(2 / TAIL), math.inf
+    order = math.sqrt(2 * room) / spread
+    while True:
+        growth = sum(times * _log_mgf(losses, sign * order, mean) for (losses, times), mean in zip(parts, means, strict=True))
+        if (growth + room) / order >= least:
+            return least
+        least, order = (growth + room) / order, order / 2
 
 
 def _moments(losses: Losses) -> tuple[float, float]:

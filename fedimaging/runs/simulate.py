@@ -18,7 +18,7 @@ from fedimaging.federated.server_app import build_server_app
 from fedimaging.files import write_json, write_whole
 from fedimaging.privacy.accounting import bound_for
 from fedimaging.privacy.budget import Budget
-from fedimaging.results import Interval, RoundResult, SiteEvaluation
+from fedimaging.results import RoundResult, SiteEvaluation
 from fedimaging.runs import assemble, hospitals, machine
 from fedimaging.runs.live import LiveView
 from fedimaging.runs.options import Options
@@ -262,8 +262,8 @@ def _finish(run: _Run, federated: _Arm, baselines: Mapping[str, Any]) -> Path:
 def headline(report: Mapping[str, Any]) -> str:
     """One line for the terminal: the primary metric with its interval, and the largest epsilon spent."""
     metric = report["task"]["primary_metric"]
-    row = report["test"].get(metric, {})
-    value = Interval(*(row.get(k) if row.get(k) is not None else float("nan") for k in ("value", "low", "high")), 0)
-    spent = [s["privacy"]["epsilon"] for s in report["sites"].values() if s.get("privacy")]
-    privacy = f"; largest ε spent {max(spent):.2f}" if spent else "; no differential privacy"
-    return f"test {metric} {value.value:.3f} ({value.low:.3f} to {value.high:.3f}){privacy}; {report['seconds']['total']:.0f} s"
+    row = report["test"].get(metric) or {}
+    value, low, high = ("?" if row.get(key) is None else f"{row[key]:.3f}" for key in ("value", "low", "high"))
+    spent = [site["privacy"]["epsilon"] for site in report["sites"].values() if site.get("privacy")]
+    privacy = f"largest ε spent {max(spent):.2f}" if spent else "no differential privacy"
+    return f"test {metric} {value} ({low} to {high}); {privacy}; {report['seconds']['total']:.0f} s"

@@ -56,7 +56,7 @@ class SimulatedFederation:
 
     def site_folder(self, name: str) -> Path:
         """Where this hospital keeps its ledger and log."""
-        return self.folder / "sites" / quote(name, safe=" ")  # a manifest may call a hospital "a/b" or ".."
+        return self.folder / "sites" / quote(name, safe=" ").replace(".", "%2E")  # a manifest may say "a/b" or ".."
 
     def save(self) -> None:
         """Write federation.npz and federation.json into the run folder, by rename."""

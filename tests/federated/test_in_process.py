@@ -19,7 +19,8 @@ def _client(die_at: int | None = None) -> ClientApp:
         if place == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
         value = message.content["weights"]["w"].numpy() + place  # type: ignore[index]
-        message.content["seen"] = message.content["weights"]  # must not reach the other hospitals
+        message.content["seen"] = message.content["weights"]  # neither this …
+        message.content["weights"]["seen"] = Array(value)  # type: ignore[index]  # … nor this may reach the others
         return Message(RecordDict({"update": ArrayRecord({"w": Array(value)})}), reply_to=message)
 
     return app
@@ -34,7 +35,7 @@ def _replies(client: ClientApp, n: int, workers: int, timeout: float | None = No
         content = RecordDict({"weights": ArrayRecord({"w": Array(np.zeros(2, np.float32))})})
         messages = [Message(content, node, "train") for node in grid.get_node_ids()]
         found.extend(grid.send_and_receive(messages, timeout=timeout))
-        assert set(content) == {"weights"}
+        assert set(content) == {"weights"} and set(content["weights"]) == {"w"}
 
     run_in_process(server, client, n, workers=workers, **keys)  # type: ignore[arg-type]
     return found

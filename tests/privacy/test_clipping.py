@@ -3,11 +3,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from privacy_networks import EveryLayer, Volume, class_losses, flat, mask_losses, scans
 from torch import Tensor, nn
 
 from fedimaging.errors import PrivacyError
 from fedimaging.privacy.clipping import ENGINES, Unsupported, choose_engine, clipped_sum
-from privacy_networks import EveryLayer, Volume, class_losses, flat, mask_losses, scans
 
 RAGGED = [1, 3, 2, 4, 1]
 FIXED = ["loop", "vmap", "opacus", "fused"]
@@ -148,7 +148,7 @@ def test_3_other_patients_do_not_enter_a_units_gradient(engine: str) -> None:
 @pytest.mark.parametrize("engine", ["opacus", "fused"])
 def test_3_batch_norm_is_caught_even_without_parameters(engine: str) -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Flatten(), nn.Linear(4 * 42, 3))
-    with pytest.raises(Unsupported, match="rows|mix"):
+    with pytest.raises(Unsupported, match=r"rows|mix"):
         _sum(engine, model.double(), scans(RAGGED, 9, 8))
 
 
@@ -167,7 +167,7 @@ def test_3_a_loss_that_couples_scans_is_caught(engine: str) -> None:
         losses = class_losses(outputs, y)
         return losses - losses.mean()
 
-    with pytest.raises(Unsupported, match="rows|mix"):
+    with pytest.raises(Unsupported, match=r"rows|mix"):
         clipped_sum(Plain().double(), centred, *scans(RAGGED, 9, 8), 5, 1.0, engine=engine)
 
 

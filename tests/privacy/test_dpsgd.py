@@ -113,7 +113,7 @@ def test_delta_lies_below_one_over_the_number_of_units(n: int, delta: float) -> 
     plan = plan_for(PrivacySpec(noise_multiplier=1.0), n, 32, 10, 5)
     assert plan.delta == pytest.approx(delta)
     assert plan.delta < 1 / n
-    with pytest.raises(PrivacyError, match="privacy.delta"):
+    with pytest.raises(PrivacyError, match=r"privacy\.delta"):
         plan_for(PrivacySpec(noise_multiplier=1.0, delta=1 / n), n, 32, 10, 5)
 
 

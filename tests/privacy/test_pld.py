@@ -23,6 +23,12 @@ def test_as_dp_accounting_says(sigma: float, rate: float, times: int) -> None:
         assert expected - 1e-6 * max(1.0, expected) <= ours <= expected + 1e-4 * max(1.0, expected)
 
 
+def test_rare_great_losses_keep_the_window_small() -> None:
+    removal, addition = compose({Step(1.0, 1e-4, 1): 100_000}, 1e-4)
+    assert len(removal.probs) < 50_000
+    assert max(removal.epsilon(1e-8), addition.epsilon(1e-8)) == pytest.approx(0.20938, rel=1e-3)  # dp_accounting's
+
+
 def test_group_of_records_as_dp_accounting_says() -> None:
     from dp_accounting.pld import privacy_loss_distribution
 

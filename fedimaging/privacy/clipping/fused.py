@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fedimaging.privacy.clipping.batch import (
     ClippedSum,
     Losses,
-    Unsupported,
     UnitBatch,
+    Unsupported,
     clip_factors,
     scan_losses,
     trainable,

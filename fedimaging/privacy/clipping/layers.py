@@ -229,8 +229,8 @@ def _by_offset(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     rows = layer.weight.shape[0] // layer.groups
     out = a.new_empty(torch.Size(layer.kernel_size).numel(), n * layer.groups, rows, layer.weight.shape[1])
     for run, left, right, shifts in _on_grids(layer, a, g, n):
-        for shift, product in zip(shifts, out[:, run], strict=True):
-            torch.bmm(left, right[..., shift : shift + left.shape[-1]].mT, out=product)
+        for shift, target in zip(shifts, out[:, run], strict=True):
+            torch.bmm(left, right[..., shift : shift + left.shape[-1]].mT, out=target)
     return out.view(len(out), n, -1)
 
 
@@ -242,9 +242,11 @@ def _conv_grams(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tupl
         return
     for _, left, right, shifts in _on_grids(layer, a, g, n):
         pixels, length = right.mT @ right, left.shape[-1]
-        columns = sum(pixels[:, shift : shift + length, shift : shift + length] for shift in shifts)
         rows = left.mT @ left
-        yield rows.unflatten(0, (-1, layer.groups)), cast(Tensor, columns).unflatten(0, (-1, layer.groups))
+        columns = torch.zeros_like(rows)
+        for shift in shifts:
+            columns += pixels[:, shift : shift + length, shift : shift + length]
+        yield rows.unflatten(0, (-1, layer.groups)), columns.unflatten(0, (-1, layer.groups))
 
 
 def _conv_gram_size(layer: nn.Module, a: Tensor, g: Tensor) -> tuple[int, int]:
@@ -266,8 +268,10 @@ def _shifts(layer: _Conv, grid: list[int]) -> list[int]:
 def _on_grid(x: Tensor, n: int, grid: list[int], start: list[int]) -> Tensor:
     """(S, C, *spatial) -> (U, C, K, *grid) with zeros around each scan."""
     out = x.new_zeros(n, x.shape[1], len(x) // n, *grid)
-    inner = [slice(first, first + size) for first, size in zip(start, x.shape[2:], strict=True)]
-    out[(..., *inner)] = x.unflatten(0, (n, -1)).transpose(1, 2)
+    inner = out
+    for dim, (first, size) in enumerate(zip(start, x.shape[2:], strict=True), start=3):
+        inner = inner.narrow(dim, first, size)
+    inner.copy_(x.unflatten(0, (n, -1)).transpose(1, 2))
     return out
 
 

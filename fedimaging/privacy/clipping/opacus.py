@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fedimaging.privacy.clipping.batch import (
     ClippedSum,
     Losses,
-    Unsupported,
     UnitBatch,
+    Unsupported,
     clip_factors,
     norms_of,
     scan_losses,
@@ -38,7 +38,7 @@ def sum_by_opacus(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm:
     factors = clip_factors(norms, clip_norm)[keep]
     total = zero_sum(model)
     for out, part in zip(total, gradients, strict=True):
-        out += (factors.to(part) @ part[keep].reshape(len(factors), -1)).view(out.shape)
+        out += (factors.to(part) @ part[keep].reshape(len(factors), out.numel())).view(out.shape)
     return ClippedSum(total, norms, clip_norm)
 
 
@@ -80,7 +80,7 @@ def _prove_independence(model: nn.Module, losses: Losses, batch: UnitBatch) -> N
 
 
 def _by_unit(parameter: nn.Parameter, unit_of_scan: Tensor, n_units: int) -> Tensor:
-    by_scan = parameter.grad_sample
+    by_scan: Tensor = getattr(parameter, "grad_sample")  # set by the hooks  # noqa: B009
     if len(by_scan) != len(unit_of_scan):
         raise Unsupported("engine 'opacus' found rows that are not scans; take engine 'loop'.")
     return by_scan.new_zeros(n_units, *parameter.shape).index_add_(0, unit_of_scan, by_scan)

@@ -28,9 +28,9 @@ def sum_by_vmap(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: f
 def _unit_gradients(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[Tensor]:
     """Each trainable parameter's gradients (U, *shape), in the model's order."""
     chosen = {id(parameter) for parameter in trainable(model)}
-    train, fixed = {}, {}
-    for name, parameter in model.named_parameters():
-        (train if id(parameter) in chosen else fixed)[name] = parameter.detach()
+    everything = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    train = {name: everything[name] for name, parameter in model.named_parameters() if id(parameter) in chosen}
+    fixed = {name: value for name, value in everything.items() if name not in train}
 
     def unit_loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         outputs = functional_call(model, {**parameters, **fixed}, (x,))
