@@ -8,6 +8,7 @@ patient, by group arithmetic, where every record-level charge says how many scan
 are refused.
 """
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -228,8 +229,13 @@ def _rdp_curve(step: Step) -> np.ndarray:
     if step.noise_multiplier == 0:
         return np.array([math.inf])
     any_drawn = -math.expm1(step.scans * math.log1p(-step.sample_rate)) if step.sample_rate < 1 else 1.0
-    accountant = RdpAccountant()
-    accountant.compose(PoissonSampledDpEvent(any_drawn, GaussianDpEvent(step.noise_multiplier / step.scans)))
+    accountant, log = RdpAccountant(), logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of each order that it leaves out; the others still give a bound
+    try:
+        accountant.compose(PoissonSampledDpEvent(any_drawn, GaussianDpEvent(step.noise_multiplier / step.scans)))
+    finally:
+        log.setLevel(level)
     return np.asarray(accountant.rdp)
 
 

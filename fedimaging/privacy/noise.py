@@ -125,7 +125,7 @@ def _fill_secure_uniform(out: Tensor) -> None:
     """Uniforms on [0, 1) in steps of 2^-52, from AES-256-CTR key stream under a fresh key."""
     cipher = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
     bits = torch.zeros(out.numel(), dtype=torch.int64)
-    stream = memoryview(bits.numpy()).cast("B")
+    stream = bits.numpy().data.cast("B")
     cipher.update_into(stream, stream)  # zeros in, key stream out, in place
     # The mantissa of a float64 in [1, 2) is 52 free bits.
     bits.bitwise_and_(_MANTISSA).bitwise_or_(_EXPONENT_OF_ONE)

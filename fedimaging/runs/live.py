@@ -38,7 +38,7 @@ class LiveView:
 
     def say(self, text: str) -> None:
         """One plain line that stays."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def arm(self, label: str, first_round: int) -> None:
         """A federation (or a baseline) begins after `first_round` rounds."""

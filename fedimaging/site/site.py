@@ -63,6 +63,7 @@ class Site:
         self.fingerprint = self.study.fingerprint
         self.log = AuditLog(self.folder / "audit.jsonl", durable=self.policy.durable_log)
         self.local = LocalState(self.folder, self.bench)
+        self._opened_ledger: Ledger | None = None
 
     def train(self, instruction: TrainInstruction) -> SiteUpdate:
         """Train one round and release the update.
@@ -142,7 +143,7 @@ class Site:
         self._check_release(delta)
         if entry is not None:
             self._keep_release(instruction.round, digest, delta)
-            self._ledger().settle(entry, result.steps)
+            self._ledger().settle(entry, result.steps, released={"update": delta.nbytes})
         self.log.write("trained", study=self.fingerprint, round=instruction.round, private=self.plan is not None)
         return delta
 
@@ -156,7 +157,10 @@ class Site:
         return entry.id
 
     def _ledger(self) -> Ledger:
-        return self.open_ledger(self.folder / "ledger.sqlite")
+        """The ledger, opened (and so verified whole) once for this site object."""
+        if self._opened_ledger is None:
+            self._opened_ledger = self.open_ledger(self.folder / "ledger.sqlite")
+        return self._opened_ledger
 
     def _check_release(self, delta: np.ndarray) -> None:
         norm = np.linalg.norm(delta.astype(np.float64))

@@ -91,4 +91,6 @@ def canonical(study: Study) -> str:
     tree: dict[str, Any] = study.model_dump(mode="json")
     del tree["runtime"]
     tree["data"].pop("root", None)
+    if tree["model"].get("weights_sha256"):
+        tree["model"].pop("weights")  # where the file lies is a machine's own; its hash says what is in it
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,174 @@
+"""One private step over one ordinary step of the same batch, per network and engine. See README.md."""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedimaging.errors import FedimagingError
+from fedimaging.models.spec import ModelSpec
+from fedimaging.models.zoo import CLASSIFIERS, build_model
+from fedimaging.privacy.clipping import ENGINES
+from fedimaging.privacy.dpsgd import DpPlan, private_gradient
+from fedimaging.privacy.noise import SimulatedNoise
+
+CASES: dict[str, tuple[str, tuple[int, ...], int]] = {
+    "densenet121 2-D": ("densenet121", (64, 64), 32),
+    "resnet18 2-D": ("resnet18", (64, 64), 32),
+    "unet 2-D": ("unet", (64, 64), 32),
+    "unet 3-D": ("unet", (32, 32, 32), 8),
+    "densenet (small) 28": ("densenet", (28, 28), 128),
+    "small_cnn 28": ("small_cnn", (28, 28), 128),
+}
+MODES = ["plain", *(name for name in ENGINES if name != "auto"), "opacus_hooks", "opacus_ghost"]
+
+
+def _losses(outputs: Tensor, y: Tensor) -> Tensor:
+    losses = F.cross_entropy(outputs, y, reduction="none")
+    return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+
+
+class _MeanLosses(nn.Module):
+    """The losses as a criterion with `reduction`, the form that Opacus' ghost mode asks for."""
+
+    reduction = "mean"
+
+    def forward(self, outputs: Tensor, y: Tensor) -> Tensor:
+        losses = _losses(outputs, y)
+        return losses.mean() if self.reduction == "mean" else losses
+
+
+def _setting(case: str, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+    name, size, batch = CASES[case]
+    model = build_model(ModelSpec(name=name), in_channels=1, out_channels=2, image_size=size, seed=0).to(device)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 1, *size, generator=generator)
+    y = torch.randint(0, 2, (batch, *(() if name in CLASSIFIERS else size)), generator=generator)
+    return model, x.to(device), y.to(device)
+
+
+def step_of(mode: str, case: str, device: str) -> Callable[[], object]:
+    """A function that takes one step of the mode: gradients ready for an optimizer, noise included."""
+    model, x, y = _setting(case, device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if mode == "plain":
+        return lambda: torch.autograd.grad(_losses(model(x), y).mean(), parameters)
+    if mode.startswith("opacus_"):
+        return _opacus_step(mode, model, x, y)
+    units, count = torch.arange(len(x), device=device), len(x)
+    plan = DpPlan("patient", 10 * count, 0.1, 1.0, 1.0, 1e-5, 1, 1, engine=mode)
+    noise = SimulatedNoise(0, "hospital_01", 1)
+    return lambda: private_gradient(model, _losses, x, y, units, count, plan, noise, 0)
+
+
+def _opacus_step(mode: str, model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
+    """Opacus as its users run it: per record, its own clip, its own noise."""
+    from opacus import GradSampleModule
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+
+    ghost = mode == "opacus_ghost"
+    wrapped = (
+        GradSampleModuleFastGradientClipping(model, strict=False, max_grad_norm=1.0, use_ghost_clipping=True)
+        if ghost
+        else GradSampleModule(model, strict=False)
+    )
+    inner = torch.optim.SGD(model.parameters(), lr=0.0)
+    kind = DPOptimizerFastGradientClipping if ghost else DPOptimizer
+    optimizer = kind(inner, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=len(x))
+    criterion = DPLossFastGradientClipping(wrapped, optimizer, _MeanLosses()) if ghost else _MeanLosses()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        criterion(wrapped(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(case: str, device: str, repeats: int) -> dict[str, dict[str, object]]:
+    """Per mode the median seconds, all modes in turn in one process, the ratio to `plain`, and peak memory."""
+    steps: dict[str, Callable[[], object]] = {}
+    found: dict[str, dict[str, object]] = {}
+    for mode in MODES:
+        try:
+            step = step_of(mode, case, device)
+            step()
+            steps[mode] = step
+        except (FedimagingError, RuntimeError, ValueError, AttributeError, IndexError) as error:
+            found[mode] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    seconds: dict[str, list[float]] = {mode: [] for mode in steps}
+    for _ in range(repeats):
+        for mode, step in steps.items():
+            seconds[mode].append(_seconds(step, device))
+    plain = statistics.median(seconds["plain"])
+    for mode, values in seconds.items():
+        median = statistics.median(values)
+        found[mode] = {"seconds": median, "ratio": median / plain, "peak_mb": _peak_mb(mode, case, device)}
+    return found
+
+
+def _seconds(step: Callable[[], object], device: str) -> float:
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _peak_mb(mode: str, case: str, device: str) -> float:
+    """Memory that one step adds at its peak, in a process of its own."""
+    command = [sys.executable, __file__, "--peak", mode, "--cases", case, "--device", device]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def _own_peak_mb(mode: str, case: str, device: str) -> float:
+    step = step_of(mode, case, device)
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def main() -> None:
+    """Measure, print a table, write results/results.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--peak", choices=MODES, help="print the peak memory of one mode and stop")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peak:
+        print(_own_peak_mb(options.peak, options.cases[0], options.device))
+        return
+    results = {}
+    for case in options.cases:
+        results[case] = measure(case, options.device, options.repeats)
+        for mode, row in results[case].items():
+            text = row.get("failed") or f"{row['seconds']:.3f} s  x{row['ratio']:.2f}  {row['peak_mb']:.0f} MiB"
+            print(f"{case:20} {mode:14} {text}", flush=True)
+    hardware = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    facts = {"device": options.device, "hardware": hardware, "threads": options.threads, "torch": torch.__version__}
+    out = Path(__file__).parent / "results" / f"{options.device}.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps({"facts": facts, "cases": results}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Every engine against one-by-one autograd on every network of the zoo, 1-4 scans per patient, float64 and float32."""
+
+import pytest
+import torch
+from privacy_networks import class_losses, flat, mask_losses, scans
+
+from fedimaging.models.spec import ModelSpec
+from fedimaging.models.zoo import CLASSIFIERS, MODELS, build_model
+from fedimaging.privacy.clipping import Unsupported, clipped_sum
+
+OPACUS_CANNOT = {"resnet18", "resnet50", "segresnet", "dynunet", "swin_unetr", "vit", "efficientnet_b0", "basic_unet"}
+FUSED_CANNOT = {"swin_unetr", "vit"}  # bare parameters outside any layer
+CASES = [
+    pytest.param(name, size, marks=[] if name in ("small_cnn", "densenet") else pytest.mark.slow)
+    for name in MODELS
+    if not name.startswith("torchvision_")
+    for size in ((32, 32), (32, 32, 32))
+    if not (len(size) == 3 and name in ("resnet50", "densenet121", "efficientnet_b0", "swin_unetr"))  # minutes each
+]
+
+
+@pytest.mark.parametrize(("name", "size"), CASES)
+def test_4_the_zoo_against_the_oracle(name: str, size: tuple[int, ...]) -> None:
+    spec = ModelSpec(name=name)
+    model = build_model(spec, in_channels=2, out_channels=3, image_size=size, seed=0)
+    counts = [1, 3, 2, 4] if len(size) == 2 else [1, 2]
+    x, y, unit_of_scan = scans(counts, *size)
+    losses = class_losses if name in CLASSIFIERS else mask_losses
+    y = y if name in CLASSIFIERS else torch.randint(0, 3, (len(x), *size), generator=torch.Generator().manual_seed(2))
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        model, x = model.to(dtype), x.to(dtype)
+        batch = (x, y, unit_of_scan, len(counts), 0.1)
+        oracle = flat(clipped_sum(model, losses, *batch, engine="loop").sum)
+        for engine in ("vmap", "fused", "opacus"):
+            try:
+                found = flat(clipped_sum(model, losses, *batch, engine=engine).sum)
+            except Unsupported:
+                assert name in {"opacus": OPACUS_CANNOT, "fused": FUSED_CANNOT, "vmap": set()}[engine], engine
+                continue
+            error = float((found - oracle).norm() / oracle.norm())
+            print(f"{name} {len(size)}-D {dtype} {engine}: {error:.1e}")
+            assert error < tolerance, engine
