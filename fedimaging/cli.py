@@ -16,8 +16,12 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data before anything trains on it.")
 app.add_typer(data_app, name="data")
+ledger_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What was spent on a hospital's patients.")
+app.add_typer(ledger_app, name="ledger")
 
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study to run.")]
+LedgerPath = Annotated[Path, typer.Argument(metavar="LEDGER.sqlite", help="The hospital's ledger.")]
+HeadPath = Annotated[Path | None, typer.Option("--head", help="Its head file [default: beside it].")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="Change one key, e.g. -o federation.rounds=3.")
 ]
@@ -30,9 +34,10 @@ def main() -> None:
     except FedimagingError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, go on with --resume.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # typer turns Ctrl-C into this, without a word
+            print("interrupted; what was finished is kept, go on with --resume.", file=sys.stderr)
+        raise
 
 
 def _version(value: bool) -> None:
@@ -110,6 +115,28 @@ def _quietly(work: Callable[[], None]) -> None:
 
 
 @app.command()
+def calibrate(
+    study: StudyPath,
+    override: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what privacy would cost and mean at every hospital, before anybody trains."""
+    from fedimaging.study.load import load
+
+    resolved = load(study, override or [])
+
+    def work() -> None:
+        import json
+
+        from fedimaging.runs.calibrate import as_lines, calibrate_study
+
+        found = calibrate_study(resolved)
+        typer.echo(json.dumps(found.as_json(), indent=1, allow_nan=False) if as_json else "\n".join(as_lines(found)))
+
+    _quietly(work)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where to write a comparison [default: comparison.html].")] = None,
@@ -133,6 +160,55 @@ def data_check(
     from fedimaging.data.check_command import run_check
 
     raise typer.Exit(run_check(manifest, label or [], mask, classes, column or [], sheet, typer.echo))
+
+
+@ledger_app.command("create")
+def ledger_create(ledger: LedgerPath, head: HeadPath = None) -> None:
+    """Make the ledger of a hospital that never trained; one that is or ever was there is left alone."""
+    from fedimaging.privacy.ledger_text import create
+
+    typer.echo("\n".join(create(ledger, head)))
+
+
+@ledger_app.command("show")
+def ledger_show(ledger: LedgerPath, head: HeadPath = None) -> None:
+    """Every event in words, and what they add up to."""
+    from fedimaging.privacy.ledger_text import show
+
+    typer.echo("\n".join(show(ledger, head)))
+
+
+@ledger_app.command("verify")
+def ledger_verify(ledger: LedgerPath, head: HeadPath = None) -> None:
+    """Check chain, head and file. Exit code 2 where anything is not in order."""
+    from fedimaging.privacy.ledger_verify import verdict, verify
+
+    typer.echo(verdict(verify(ledger, head)))
+
+
+@ledger_app.command("export")
+def ledger_export(
+    ledger: LedgerPath,
+    out: Annotated[Path, typer.Option("--out", help="Where to write the lines of JSON.")],
+    head: HeadPath = None,
+) -> None:
+    """Write all events as lines of JSON, for an auditor."""
+    from fedimaging.privacy.ledger_text import export
+
+    typer.echo("\n".join(export(ledger, out, head)))
+
+
+@ledger_app.command("replay")
+def ledger_replay(
+    ledger: LedgerPath,
+    delta: Annotated[float, typer.Option("--delta", help="The delta of the claim, e.g. 1e-5.")],
+    head: HeadPath = None,
+) -> None:
+    """Compute epsilon again from the events, after each one that changed it."""
+    from fedimaging.privacy.accounting import epsilon
+    from fedimaging.privacy.ledger_text import replay
+
+    typer.echo("\n".join(replay(ledger, delta, epsilon, head)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Frozen records that travel between packages: plain facts, no behaviour beyond writing themselves as JSON."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -26,7 +27,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class PrivacySpent:
-    """What one hospital has spent on its patients, as its ledger says it."""
+    """What one hospital has spent on its patients, as its ledger says it.
+
+    For unit "record", `scans_per_patient` is the most records that one patient has, and `patient_epsilon` what the same
+    charges mean for such a patient. None: the unit is the patient, or some charge states no bound. Infinity: no limit.
+    """
 
     unit: str
     epsilon: float
@@ -38,10 +43,14 @@ class PrivacySpent:
     sample_rate: float
     epsilon_rdp: float
     noise: str
+    scans_per_patient: int | None = None
+    patient_epsilon: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As a plain dictionary."""
-        return asdict(self)
+        """As a plain dictionary. JSON has no infinity: a patient_epsilon without limit becomes null beside its
+        scans_per_patient."""
+        limitless = self.patient_epsilon is not None and math.isinf(self.patient_epsilon)
+        return asdict(self) | ({"patient_epsilon": None} if limitless else {})
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,12 +136,18 @@ def _peak_mb(mode: str, case: str, device: str) -> float:
 def _own_peak_mb(mode: str, case: str, device: str) -> float:
     step = step_of(mode, case, device)
     if device == "cuda":
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak that the imports left
+    before = _resident_peak_mb()
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return _resident_peak_mb() - before
+
+
+def _resident_peak_mb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:
@@ -154,20 +160,21 @@ def main() -> None:
     parser.add_argument("--peak", choices=MODES, help="print the peak memory of one mode and stop")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # Opacus, where images need no gradient
     if options.peak:
         print(_own_peak_mb(options.peak, options.cases[0], options.device))
         return
+    hardware = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    facts = {"device": options.device, "hardware": hardware, "threads": options.threads, "torch": torch.__version__}
+    out = Path(__file__).parent / "results" / f"{options.device}.json"
+    out.parent.mkdir(exist_ok=True)
     results = {}
     for case in options.cases:
         results[case] = measure(case, options.device, options.repeats)
         for mode, row in results[case].items():
             text = row.get("failed") or f"{row['seconds']:.3f} s  x{row['ratio']:.2f}  {row['peak_mb']:.0f} MiB"
             print(f"{case:20} {mode:14} {text}", flush=True)
-    hardware = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
-    facts = {"device": options.device, "hardware": hardware, "threads": options.threads, "torch": torch.__version__}
-    out = Path(__file__).parent / "results" / f"{options.device}.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"facts": facts, "cases": results}, indent=2) + "\n", encoding="utf-8")
+        out.write_text(json.dumps({"facts": facts, "cases": results}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ GRID = 1e-4  # nats; of record
 QUICK_GRID = 1e-3  # also an upper bound, ten times faster, up to 0.01 higher over 14,000 steps
 MOST_CELLS = 1e6  # of a composed distribution; epsilon 20 needs 600,000 on the grid of record
 LEAST_DELTA = 1e-10  # FFT rounding stays a hundred times below it
+_TRIES = 30  # of calibration; three are enough but for a target near the step of the grid
 CLOSENESS = 5e-4  # calibrated epsilon lies within this fraction under its target
 
 Steps = tuple[tuple[Step, int], ...]
@@ -121,8 +122,9 @@ def bound_for(budget: Budget) -> Callable[[Sequence[Charge], float], float]:
 def calibrate(target_epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
     """The noise multiplier for `steps` steps at this sample rate to end at (target_epsilon, delta).
 
-    Guarantee: epsilon by PLD is at most the target, and within 0.05 % of it. Kept in memory by its arguments. Errors:
-    PrivacyError for a target outside (0, 1000], which no noise multiplier worth the name reaches.
+    Guarantee: epsilon by PLD is at most the target, and within 0.05 % of it (a target near the grid's own step may end
+    further below). Kept in memory by its arguments. Errors: PrivacyError for a target outside (0, 1000], which no noise
+    multiplier worth the name reaches, and for one that is too small for the grid.
     """
     _check_delta(delta)
     if not 0 < target_epsilon <= 1000:
@@ -133,7 +135,8 @@ def calibrate(target_epsilon: float, delta: float, sample_rate: float, steps: in
 
     quick_grid = max(QUICK_GRID, target_epsilon / 4000)
     start, excess = 1.0, 0.0  # how much higher the quick grid's epsilon is than that of record, near the answer
-    while True:
+    enough = 0.0  # the least sigma seen that keeps to the target
+    for _ in range(_TRIES):
 
         def quick(sigma: float, excess: float = excess) -> float:
             return _epsilon(((Step(sigma, sample_rate, 1), steps),), delta, quick_grid) - excess
@@ -142,7 +145,13 @@ def calibrate(target_epsilon: float, delta: float, sample_rate: float, steps: in
         reached = _epsilon(((Step(sigma, sample_rate, 1), steps),), delta, GRID)
         if target_epsilon * (1 - CLOSENESS) <= reached <= target_epsilon:
             return sigma
+        if reached <= target_epsilon:
+            enough = min(sigma, enough or sigma)
         start, excess = sigma, quick(sigma) + excess - reached
+    if enough:
+        return enough
+    rule = f"cannot be reached in {steps} steps at delta={delta:g}"
+    raise PrivacyError(bad_value("target_epsilon", target_epsilon, rule, "raise it; 0.01 is about the least that makes sense"))
 
 
 def steps_of(charges: Sequence[Charge]) -> Steps:
@@ -256,13 +265,13 @@ def _least_sigma(epsilon_at: Callable[[float], float], target: float, start: flo
     while (gap_here > 0) == (stride > 0):
         before, gap_before, here, gap_here = here, gap_here, here + stride, gap(here + stride)
     low, high = min(before, here), max(before, here)
-    while abs(gap_here) > CLOSENESS * 0.45:
+    while abs(gap_here) > CLOSENESS * 0.45 and high - low > 1e-9:  # on its grid, epsilon may jump past the target
         rise = gap_here - gap_before
         guess = here - gap_here * (here - before) / rise if rise else high
         guess = guess if low < guess < high else (low + high) / 2
         before, gap_before, here, gap_here = here, gap_here, guess, gap(guess)
         low, high = (here, high) if gap_here > 0 else (low, here)
-    return math.exp(here)
+    return math.exp(here if abs(gap_here) <= CLOSENESS * 0.45 else high)
 
 
 def _check_delta(delta: float) -> None:

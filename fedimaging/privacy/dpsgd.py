@@ -25,7 +25,8 @@ class DpPlan:
     Each of `rounds` rounds takes `steps_per_round` steps; each step draws every one of `n_units` units with
     probability `sample_rate` and releases (sum of clipped unit gradients + N(0, (noise_multiplier * clip_norm)²))
     / denominator, with denominator = sample_rate * n_units, whatever was drawn. `engine` and `memory_mb` say how the
-    sum is computed and change nothing else.
+    sum is computed and change nothing else. `scans_per_patient`, for unit "record" only: the declared upper bound of
+    records of one patient here, by which the claim can be read for a whole patient; None where nobody declared one.
     """
 
     unit: str
@@ -38,6 +39,7 @@ class DpPlan:
     rounds: int
     engine: str = "auto"
     memory_mb: float | None = None
+    scans_per_patient: int | None = None
 
     @property
     def denominator(self) -> float:
@@ -47,18 +49,27 @@ class DpPlan:
     def charge(self, steps: int | None = None) -> Charge:
         """What `steps` steps cost (None: one round), for the accountant and the ledger."""
         taken = self.steps_per_round if steps is None else steps
-        return Charge(self.noise_multiplier, self.sample_rate, taken, self.unit)
+        return Charge(
+            self.noise_multiplier, self.sample_rate, taken, self.unit, scans_per_patient=self.scans_per_patient
+        )
 
 
-def plan_for(spec: PrivacySpec, n_units: int, expected_batch: float, steps_per_round: int, rounds: int) -> DpPlan:
+def plan_for(
+    spec: PrivacySpec, n_units: int, expected_batch: float, steps_per_round: int, rounds: int,
+    scans_per_patient: int | None = None,
+) -> DpPlan:
     """The plan for a hospital that declares `n_units` units and wants `expected_batch` of them in a step on average.
 
-    With `target_epsilon` the noise is calibrated so that all rounds together stay within it. Raises PrivacyError for
-    an expected batch above the number of units, a delta that is not below 1 / n_units, or sizes below 1.
+    With `target_epsilon` the noise is calibrated so that all rounds together stay within it. `scans_per_patient` as in
+    `DpPlan`. Raises PrivacyError for an expected batch above the number of units, a delta that is not below
+    1 / n_units, sizes below 1, or scans per patient where the unit is the patient, who is one unit with any number.
     """
-    for name, value in (("n_units", n_units), ("steps_per_round", steps_per_round), ("rounds", rounds)):
+    sizes = {"n_units": n_units, "steps_per_round": steps_per_round, "rounds": rounds}
+    for name, value in (sizes if scans_per_patient is None else sizes | {"scans_per_patient": scans_per_patient}).items():
         if value < 1:
             raise PrivacyError(bad_value(name, value, "must be at least 1"))
+    if scans_per_patient is not None and spec.unit == "patient":
+        raise PrivacyError(bad_value("scans_per_patient", scans_per_patient, "has no meaning for unit 'patient'", "leave it out"))
     if not 0 < expected_batch <= n_units:
         rule = f"must be above 0 and at most the number of units, {n_units}"
         raise PrivacyError(bad_value("expected_batch", expected_batch, rule, "lower it"))
@@ -75,6 +86,7 @@ def plan_for(spec: PrivacySpec, n_units: int, expected_batch: float, steps_per_r
         rounds=rounds,
         engine=spec.engine,
         memory_mb=spec.memory_mb,
+        scans_per_patient=scans_per_patient,
     )
 
 

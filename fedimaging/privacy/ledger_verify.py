@@ -169,6 +169,11 @@ def _complaint(ledger: Path, error: sqlite3.Error) -> str:
     return f"the ledger {str(ledger)!r} cannot be read as a database ({text}); {RESTORE}."
 
 
+def verdict(chain: Chain) -> str:
+    """One line for a ledger that passed every check."""
+    return f"in order: {chain.last.seq} events, last {chain.last.time}, head {chain.last.hash}"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Print the verdict; 0 where all is well, 1 where not."""
     if len(arguments) not in (1, 2):
@@ -179,7 +184,7 @@ def main(arguments: Sequence[str]) -> int:
     except LedgerError as error:
         print(f"NOT IN ORDER: {error}")
         return 1
-    print(f"in order: {chain.last.seq} events, last {chain.last.time}, head {chain.last.hash}")
+    print(verdict(chain))
     return 0
 
 

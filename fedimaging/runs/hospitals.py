@@ -1,14 +1,15 @@
 """From a study and its prepared data to simulated hospitals: who holds what, and the private plan of each."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fedimaging.data.dataset import Dataset
-from fedimaging.data.partition import assign
+from fedimaging.data.partition import assign, one_class_sites
 from fedimaging.data.prepare import prepare
-from fedimaging.errors import DataError, StudyError
+from fedimaging.errors import DataError, PrivacyError, StudyError
 from fedimaging.privacy.accounting import epsilon
 from fedimaging.privacy.budget import Budget
 from fedimaging.privacy.dpsgd import DpPlan, plan_for
@@ -16,6 +17,7 @@ from fedimaging.privacy.units import group_units
 from fedimaging.site.simulated import SimulatedFederation
 from fedimaging.study.schema import Study
 
+_LEAST_BUDGET = 0.01  # a budget is above 0, also where the noise is so great that the plan costs nothing at this delta
 _HEADROOM = 1.5  # a simulated hospital's budget over the study's plan: rounds repeated after a crash are charged again
 
 
@@ -43,6 +45,25 @@ def make_federation(study: Study, dataset: Dataset, folder: Path, device: str) -
     return with_plans(federation, dataset)
 
 
+def warnings_of(federation: SimulatedFederation, dataset: Dataset) -> list[str]:
+    """What lets a study run but leaves its numbers wanting: hospitals that see one class only, nobody to test on."""
+    found = []
+    if federation.study.task.kind in ("binary", "multiclass") and dataset.labels is not None:
+        names = np.array(federation.names)
+        for of_row, what, so in (
+            (federation.train_site, "train", "they learn that class alone"),
+            (federation.test_site, "test", "metrics that compare classes, such as AUROC, are not defined there"),
+        ):
+            held = of_row >= 0
+            one = one_class_sites(names[of_row[held]], dataset.labels[held])
+            if one:
+                told = ", ".join(f"{name} (class {label})" for name, label in sorted(one.items()))
+                found.append(f"hospitals that {what} on one class only: {told}; {so}.")
+    if not federation.test_names:
+        found.append("no hospital has a test patient, so nothing is measured; raise data.split.test.")
+    return found
+
+
 def with_plans(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFederation:
     """Add each training hospital's private plan and budget; unchanged where the study is not private.
 
@@ -58,10 +79,16 @@ def with_plans(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFe
         n_units = len(group_units(dataset.patient_ids[rows], study.privacy.unit))
         expected = min(study.training.batch_size, n_units)
         plans[name] = plan_for(
-            study.privacy, n_units, expected, study.training.steps(n_units / expected), study.federation.rounds
+            study.privacy, n_units, expected, study.training.steps(n_units / expected), study.federation.rounds,
+            most_records(dataset.patient_ids[rows]) if study.privacy.unit == "record" else None,
         )
         budgets[name] = _budget(study, name, plans[name])
     return replace(federation, plans=plans, budgets=budgets)
+
+
+def most_records(patient_ids: np.ndarray) -> int:
+    """The most rows (R,) that one patient owns: a simulation reads off what a hospital would declare."""
+    return int(np.unique(patient_ids, return_counts=True)[1].max())
 
 
 def pooled(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFederation:
@@ -98,6 +125,11 @@ def planned_epsilon(plan: DpPlan, rounds: int) -> float:
 
 def _budget(study: Study, name: str, plan: DpPlan) -> Budget:
     planned = planned_epsilon(plan, plan.rounds)
+    if math.isinf(planned):
+        raise PrivacyError(
+            f"privacy.noise_multiplier={plan.noise_multiplier} at hospital {name!r} gives no finite epsilon, so it protects "
+            "nobody; raise it (about 1 is usual), or give target_epsilon instead."
+        )
     allowed = study.policy.budget_epsilon
     if allowed is not None and planned > allowed:
         raise StudyError(
@@ -110,7 +142,7 @@ def _budget(study: Study, name: str, plan: DpPlan) -> Budget:
             f"{study.policy.minimum_noise_multiplier} (hospital {name!r}); raise the noise or ask the hospital."
         )
     target = study.privacy.target_epsilon if study.privacy and study.privacy.target_epsilon else planned
-    return Budget(allowed if allowed is not None else _HEADROOM * target, plan.delta)
+    return Budget(allowed if allowed is not None else max(_HEADROOM * target, _LEAST_BUDGET), plan.delta)
 
 
 def _store(dataset: Dataset) -> Path:

@@ -15,6 +15,7 @@ class LiveView:
 
     def __init__(self, rounds: int, *, out: TextIO | None = None, quiet: bool = False) -> None:
         self._console = Console(file=out or sys.stderr, quiet=quiet, highlight=False)
+        self._warnings = Console(file=out or sys.stderr, highlight=False) if quiet else self._console
         self._rounds = rounds
         self._label = ""
         self._began = time.monotonic()
@@ -39,6 +40,10 @@ class LiveView:
     def say(self, text: str) -> None:
         """One plain line that stays."""
         self._console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A warning on stderr: work goes on, and --quiet does not hide it."""
+        self._warnings.print(f"warning: {text}", markup=False, soft_wrap=True)
 
     def arm(self, label: str, first_round: int) -> None:
         """A federation (or a baseline) begins after `first_round` rounds."""

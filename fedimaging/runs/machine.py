@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import signal
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -124,6 +125,7 @@ def _in_children(count: int, work: Callable[[], Any]) -> list[Any]:
 def _child(work: Callable[[], Any], writer: Any) -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
     writer.send(work())
 

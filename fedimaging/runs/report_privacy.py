@@ -152,7 +152,7 @@ def site_privacy(name: str, spent: Mapping[str, Any] | None) -> SitePrivacy | No
     budget = spent.get("budget_epsilon")
     cells = (
         ("δ", delta_text(spent.get("delta"))),
-        ("Unit", str(spent.get("unit", "unknown"))),
+        ("Unit", unit_words(spent)),
         ("Accountant", str(spent.get("accountant", "unknown"))),
         ("Cross-check (RDP)", "ε ≤ " + epsilon_text(spent["epsilon_rdp"]) if spent.get("epsilon_rdp") else "none"),
         ("Steps", count_text(spent.get("steps"))),
@@ -163,6 +163,19 @@ def site_privacy(name: str, spent: Mapping[str, Any] | None) -> SitePrivacy | No
     bar = Markup("") if budget is None else budget_bar(spent["epsilon"], budget)
     allowed = "no budget" if budget is None else f"{budget:g}"
     return SitePrivacy(name, epsilon_text(spent["epsilon"]), allowed, bar, cells)
+
+
+def unit_words(spent: Mapping[str, Any]) -> str:
+    """The unit, and for scans what the same spending means for a patient who has the most of them."""
+    unit = str(spent.get("unit", "unknown"))
+    if unit != "record":
+        return unit
+    most = spent.get("scans_per_patient")
+    if most is None:
+        return "record; for a whole patient unknown: nobody said how many scans one has"
+    whole = spent.get("patient_epsilon")
+    said = "no limit" if whole is None else f"ε = {epsilon_text(whole)}"
+    return f"record; for a whole patient ({'one scan' if most == 1 else f'up to {most} scans'}) {said}"
 
 
 def _figures(value: float | None) -> str:

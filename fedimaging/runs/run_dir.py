@@ -7,6 +7,7 @@
     baselines/           the same for each baseline
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -42,8 +43,11 @@ class RunDir:
             raise RunError(disk_fault(self.path, error)) from error
         with lock:
             self._lock(lock)
-            self._check_study(study, resume=resume)
-            yield
+            try:
+                self._check_study(study, resume=resume)
+                yield
+            finally:
+                self._leave_nothing_behind()
 
     def write_study(self, study: Study) -> None:
         """The resolved study, complete: `fedimaging simulate study.yaml` repeats the run."""
@@ -104,6 +108,13 @@ class RunDir:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(f"run folder {str(self.path)!r} is in use by another process; choose another --out.") from None
+
+    def _leave_nothing_behind(self) -> None:
+        """A study that was refused before anything was written leaves no lock, and no folder that was empty before."""
+        if not (self.path / "study.yaml").exists():
+            with contextlib.suppress(OSError):  # the folder is not empty: it is somebody else's, and stays
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
 
     def _check_study(self, study: Study, *, resume: bool) -> None:
         path = self.path / "study.yaml"

@@ -77,13 +77,15 @@ def _prepare(study: Study, options: Options, folder: RunDir, view: LiveView) -> 
     device = str(resolve_device(study.runtime.device))
     federation = hospitals.make_federation(study, dataset, folder.path, device)
     bench = shared_workbench(study, device)
+    for warning in hospitals.warnings_of(federation, dataset):
+        view.warn(warning)
+    folder.write_study(study)  # first of all files: whatever is interrupted from here on, --resume knows the folder
     facts = _recorded(folder)
     if not facts:
         federation.save()
         facts = _decide(study, options, federation)
     federation = replace(federation, plans={n: replace(p, engine=facts["engine"]) for n, p in federation.plans.items()})
     federation.save()
-    folder.write_study(study)
     write_json(folder.path / "run.json", facts)
     workers = int(facts["workers"])
     return _Run(study, options, folder, view, dataset, federation, bench, workers, facts)

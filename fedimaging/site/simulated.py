@@ -107,7 +107,7 @@ def workbench_of(study: Study, device: str) -> Workbench:
 
 def open_simulated_site(folder: Path, place: int) -> Site:
     """Hospital number `place` of the federation saved in `folder`."""
-    opened = _opened(folder)
+    opened = _opened(folder, (folder / "federation.json").stat().st_mtime_ns)
     federation, name = opened.federation, opened.federation.names[place]
     policy = federation.study.policy
     return Site(
@@ -130,7 +130,8 @@ def open_simulated_site(folder: Path, place: int) -> Site:
 
 
 @lru_cache(maxsize=2)
-def _opened(folder: Path) -> _Opened:
+def _opened(folder: Path, version: int) -> _Opened:
+    """Kept for the process until the federation is saved again (`version` is its file's time)."""
     federation = SimulatedFederation.open(folder)
     count = len(federation.names)
     return _Opened(

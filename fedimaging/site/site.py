@@ -6,17 +6,19 @@ clip, noise, budget) comes from the hospital's own copy of the study and its own
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedimaging.errors import SiteRefusal
 from fedimaging.files import write_whole
 from fedimaging.privacy.accounting import bound_for, epsilon, epsilon_rdp
-from fedimaging.privacy.budget import Budget
+from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.dpsgd import DpPlan
+from fedimaging.privacy.group import patient_epsilon
 from fedimaging.privacy.ledger import Ledger
 from fedimaging.privacy.noise import NoiseSource
 from fedimaging.results import PrivacySpent, SiteEvaluation, SiteUpdate
@@ -118,6 +120,7 @@ class Site:
             sample_rate=self.plan.sample_rate,
             epsilon_rdp=epsilon_rdp(charges, self.budget.delta),
             noise=self.noise_for(0).name,
+            **_read_for_patients(self.plan.unit, charges, self.budget.delta),
         )
 
     def _check(self, instruction: TrainInstruction) -> None:
@@ -190,3 +193,12 @@ class Site:
                 np.savez(file, round=round, digest=digest, delta=delta)
 
         write_whole(self.folder / "release.npz", write)
+
+
+def _read_for_patients(unit: str, charges: Sequence[Charge], delta: float) -> dict[str, Any]:
+    """The two facts of PrivacySpent that read a record-level claim for whole patients; none where no bound is known."""
+    bounds = [charge.scans_per_patient for charge in charges if charge.unit == "record"]
+    known = [bound for bound in bounds if bound is not None]
+    if unit != "record" or not known or len(known) < len(bounds):
+        return {}
+    return {"scans_per_patient": max(known), "patient_epsilon": patient_epsilon(charges, delta)}

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from fedimaging.aggregation.server_optimizers import ServerOptimizerSpec
 from fedimaging.data.spec import DataSpec, HospitalsSpec
 from fedimaging.models.spec import ModelSpec
+from fedimaging.models.zoo import CLASSIFIERS, SEGMENTERS
 from fedimaging.privacy.spec import PrivacySpec
 from fedimaging.spec import Spec
 from fedimaging.training.spec import LocalTraining
@@ -79,6 +80,15 @@ class Study(Spec):
     evaluation: EvaluationSpec = EvaluationSpec()
     policy: SimulatedHospitals = SimulatedHospitals()
     runtime: RuntimeSpec = RuntimeSpec()
+
+    @model_validator(mode="after")
+    def _model_does_the_task(self) -> "Study":
+        needed, other = (SEGMENTERS, CLASSIFIERS) if self.task.kind == "segmentation" else (CLASSIFIERS, SEGMENTERS)
+        if self.model.name in other:  # a network that a researcher added may do either
+            raise ValueError(
+                f"model.name={self.model.name!r} cannot do task.kind={self.task.kind!r}; take one of {', '.join(sorted(needed))}"
+            )
+        return self
 
     @property
     def fingerprint(self) -> str:

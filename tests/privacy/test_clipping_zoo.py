@@ -4,6 +4,7 @@ import pytest
 import torch
 from privacy_networks import class_losses, flat, mask_losses, scans
 
+from fedimaging.errors import StudyError
 from fedimaging.models.spec import ModelSpec
 from fedimaging.models.zoo import CLASSIFIERS, MODELS, build_model
 from fedimaging.privacy.clipping import Unsupported, clipped_sum
@@ -22,20 +23,22 @@ CASES = [
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_4_the_zoo_against_the_oracle(name: str, size: tuple[int, ...]) -> None:
     spec = ModelSpec(name=name)
-    model = build_model(spec, in_channels=2, out_channels=3, image_size=size, seed=0)
+    try:
+        model = build_model(spec, in_channels=2, out_channels=3, image_size=size, seed=0)
+    except StudyError as error:
+        pytest.skip(str(error))
     counts = [1, 3, 2, 4] if len(size) == 2 else [1, 2]
     x, y, unit_of_scan = scans(counts, *size)
     losses = class_losses if name in CLASSIFIERS else mask_losses
     y = y if name in CLASSIFIERS else torch.randint(0, 3, (len(x), *size), generator=torch.Generator().manual_seed(2))
-    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
-        model, x = model.to(dtype), x.to(dtype)
-        batch = (x, y, unit_of_scan, len(counts), 0.1)
-        oracle = flat(clipped_sum(model, losses, *batch, engine="loop").sum)
-        for engine in ("vmap", "fused", "opacus"):
+    rest = (y, unit_of_scan, len(counts), 0.1)
+    oracle = flat(clipped_sum(model.double(), losses, x, *rest, engine="loop").sum)
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 2e-5)):
+        for engine in ("loop", "vmap", "fused", "opacus"):
             try:
-                found = flat(clipped_sum(model, losses, *batch, engine=engine).sum)
+                found = flat(clipped_sum(model.to(dtype), losses, x.to(dtype), *rest, engine=engine).sum)
             except Unsupported:
-                assert name in {"opacus": OPACUS_CANNOT, "fused": FUSED_CANNOT, "vmap": set()}[engine], engine
+                assert name in {"opacus": OPACUS_CANNOT, "fused": FUSED_CANNOT}.get(engine, ()), engine
                 continue
             error = float((found - oracle).norm() / oracle.norm())
             print(f"{name} {len(size)}-D {dtype} {engine}: {error:.1e}")

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from fedimaging.errors import PrivacyError
 from fedimaging.privacy.accounting import epsilon
+from fedimaging.privacy.budget import Charge
 from fedimaging.privacy.dpsgd import DpPlan, PrivacySpec, plan_for, private_gradient
+from fedimaging.privacy.group import patient_epsilon
 from fedimaging.privacy.noise import SecureNoise, SimulatedNoise
 
 PLAN = DpPlan(
@@ -137,3 +140,16 @@ def test_impossible_sizes_are_refused(sizes: tuple[int, int, int, int], name: st
 def test_a_spec_that_promises_nothing_sound_is_refused(keys: dict[str, object], rule: str) -> None:
     with pytest.raises(ValidationError, match=rule):
         PrivacySpec(**keys)  # type: ignore[arg-type]
+
+
+def test_records_carry_how_many_a_patient_has_into_every_charge() -> None:
+    records = plan_for(PrivacySpec(unit="record", noise_multiplier=1.0), 2000, 32, 63, 50, scans_per_patient=4)
+    assert records.charge(3150) == Charge(1.0, 0.016, 3150, "record", scans_per_patient=4)
+    assert patient_epsilon([records.charge(3150)], 1e-5) == pytest.approx(31.56, rel=0.005)
+    assert plan_for(PrivacySpec(noise_multiplier=1.0), 2000, 32, 63, 50).charge().scans_per_patient is None
+
+
+@pytest.mark.parametrize(("unit", "scans", "rule"), [("record", 0, "at least 1"), ("patient", 4, "no meaning for unit 'patient'")])
+def test_a_number_of_scans_that_means_nothing_is_refused(unit: Literal["record", "patient"], scans: int, rule: str) -> None:
+    with pytest.raises(PrivacyError, match=rule):
+        plan_for(PrivacySpec(unit=unit, noise_multiplier=1.0), 2000, 32, 63, 50, scans_per_patient=scans)

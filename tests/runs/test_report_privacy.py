@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fedimaging.runs.report_privacy import privacy_bands, privacy_facts, privacy_phrase, site_privacy
+from fedimaging.runs.report_privacy import privacy_bands, privacy_facts, privacy_phrase, site_privacy, unit_words
 
 
 def site(**changes: Any) -> dict[str, Any]:
@@ -46,3 +46,18 @@ def test_no_figure_at_all_is_no_protection() -> None:
 def test_mixed_units_are_told_as_the_weaker_one() -> None:
     facts = privacy_facts({"a": site(), "b": site(unit="record")})
     assert privacy_phrase(facts).startswith("each scan (not each patient) is protected by")
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({}, "patient"),
+    ({"unit": "record"}, "record; for a whole patient unknown: nobody said how many scans one has"),
+    ({"unit": "record", "scans_per_patient": 4, "patient_epsilon": 31.551}, "record; for a whole patient (up to 4 scans) ε = 31.56"),
+    ({"unit": "record", "scans_per_patient": 1, "patient_epsilon": 4.0}, "record; for a whole patient (one scan) ε = 4"),
+    ({"unit": "record", "scans_per_patient": 900, "patient_epsilon": None}, "record; for a whole patient (up to 900 scans) no limit"),
+])
+def test_a_claim_for_scans_is_read_for_patients(changes: dict[str, Any], said: str) -> None:
+    spent = site(**changes)["privacy"]
+    assert unit_words(spent) == said
+    row = site_privacy("a", spent)
+    assert row is not None
+    assert ("Unit", said) in row.cells

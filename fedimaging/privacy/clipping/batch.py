@@ -12,6 +12,8 @@ from fedimaging.errors import PrivacyError, bad_value
 Losses = Callable[[Tensor, Tensor], Tensor]
 """(outputs (S, ...), targets (S, ...)) -> (S,): each scan's own loss, from its own output and target alone."""
 
+_RUN = 4096
+
 
 class Unsupported(PrivacyError):
     """This engine cannot give exact unit gradients for this model; another one (`loop` always) can."""
@@ -128,8 +130,18 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 def norms_of(unit_gradients: list[Tensor]) -> Tensor:
     """(U,) float64 norms over all parameters, from each parameter's unit gradients (U, *shape)."""
-    parts = [torch.linalg.vector_norm(part.reshape(len(part), -1), dim=1).double() for part in unit_gradients]
-    return torch.stack(parts).square().sum(0).sqrt()
+    return torch.stack([squared_norms(part.reshape(len(part), -1)) for part in unit_gradients]).sum(0).sqrt()
+
+
+def squared_norms(x: Tensor) -> Tensor:
+    """(..., R) -> (...) float64. Runs of numbers are added up in x's own type, the runs in float64: over millions of
+    float32 numbers a plain sum would be wrong in the fifth digit, and so would be the clip."""
+    whole = x.shape[-1] // _RUN * _RUN
+    total = torch.linalg.vector_norm(x[..., whole:], dim=-1).double().square()
+    if whole:
+        runs = torch.linalg.vector_norm(x[..., :whole].unflatten(-1, (-1, _RUN)), dim=-1)
+        total += runs.double().square().sum(-1)
+    return total
 
 
 def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:

@@ -20,12 +20,13 @@ from fedimaging.privacy.clipping.batch import (
     Unsupported,
     clip_factors,
     scan_losses,
+    squared_norms,
     trainable,
     two_scans,
     zero_sum,
 )
-from fedimaging.privacy.clipping.layers import Product, shaped
 from fedimaging.privacy.clipping.memory import ProofKey, proof_key
+from fedimaging.privacy.clipping.rules import Product, shaped
 from fedimaging.privacy.clipping.tape import Use, recording
 
 _proven: set[ProofKey] = set()
@@ -110,7 +111,7 @@ class _Books:
         """(U,) norms, once every use is in."""
         for parts in self.kept.values():
             for group, part in zip(self.groups, parts, strict=True):
-                self.squares[group.units] += torch.linalg.vector_norm(part, dim=2).double().square().sum(0)
+                self.squares[group.units] += squared_norms(part).sum(0)
         return self.squares.sqrt()
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from fedimaging.privacy.clipping.batch import (
     Losses,
     UnitBatch,
     clip_factors,
+    norms_of,
     scan_losses,
     trainable,
     zero_sum,
@@ -21,7 +22,7 @@ def sum_by_loop(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: f
     for unit in range(len(batch)):
         one = batch.units(unit, unit + 1)
         gradient = _unit_gradient(model, losses, one)
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in gradient]).double())
+        norm = norms_of([part[None] for part in gradient])[0]
         norms[unit] = norm
         if torch.isfinite(norm):
             factor = float(clip_factors(norm, clip_norm))

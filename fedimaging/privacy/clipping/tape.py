@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fedimaging.privacy.clipping.batch import Unsupported
-from fedimaging.privacy.clipping.layers import Rule, rule_for
+from fedimaging.privacy.clipping.layers import rule_for
+from fedimaging.privacy.clipping.rules import Rule
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,185 @@
+"""Unit gradients of convolutions: columns are the patches under the kernel; transposed ones exchange input and output.
+
+Legend as in `rules`; "narrow" is the side with one place per product (a convolution's output), "wide" the padded one.
+"""
+
+from collections.abc import Collection, Iterator
+from itertools import product
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedimaging.privacy.clipping.rules import Product, Rule, UnitGradients, blocks
+
+_Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+
+def _padding(layer: _Conv) -> list[int]:
+    if isinstance(layer.padding, str):
+        span = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return [total // 2 if layer.padding == "same" else 0 for total in span]
+    return list(layer.padding)
+
+
+def _refuse_conv(layer: nn.Module) -> str | None:
+    layer = cast(_Conv, layer)
+    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if layer.padding == "same" and any(span % 2 for span in spans):
+        return "padding 'same' with an even kernel"
+    return None if layer.padding_mode == "zeros" else f"padding mode {layer.padding_mode!r}"
+
+
+def _patches(x: Tensor, layer: _Conv) -> Tensor:
+    """(S, C, *spatial) -> (S, C, *kernel, *positions), a view of the padded x."""
+    dims = len(layer.kernel_size)
+    pads = [size for size in reversed(_padding(layer)) for _ in range(2)]
+    view = F.pad(x, pads) if any(pads) else x
+    for dim, (kernel, stride, step) in enumerate(
+        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
+    ):
+        view = view.unfold(dim, step * (kernel - 1) + 1, stride)[..., ::step]
+    return view.permute(0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
+
+
+def _matrix(x: Tensor, n: int, groups: int, positions: int) -> Tensor:
+    """(S, C, ..., *positions), the last `positions` dimensions -> (U, G, C ... / G, T)."""
+    x = x.unflatten(0, (n, -1))
+    dims = x.dim()
+    moved = x.permute(0, *range(2, dims - positions), 1, *range(dims - positions, dims))
+    length = x.shape[1] * x.shape[dims - positions :].numel()
+    return moved.reshape(n, groups, -1, length)
+
+
+def _unrolled(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The two matrices in blocks of units: rows (U, G, D, T), columns (U, G, P, T)."""
+    narrow, wide = (a, g) if layer.transposed else (g, a)
+    dims, scans = len(layer.kernel_size), len(a) // n
+    positions = narrow.shape[2:]
+    unrolled = scans * wide.shape[1] * torch.Size(layer.kernel_size).numel() * positions.numel()
+    for run in blocks(n, unrolled):
+        rows = slice(run.start * scans, run.stop * scans)
+        patches = _patches(wide[rows], layer)
+        for dim, size in enumerate(positions, start=2 + dims):
+            patches = patches.narrow(dim, 0, size)  # an output padding leaves windows that no input reached
+        units = run.stop - run.start
+        yield _matrix(narrow[rows], units, layer.groups, dims), _matrix(patches, units, layer.groups, dims)
+
+
+def _conv_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
+    layer = cast(_Conv, layer)
+    found = {}
+    if "weight" in names:
+        found["weight"] = (_by_offset if _is_dense(layer) else _by_patches)(layer, a, g, n)
+    if "bias" in names:
+        found["bias"] = g.unflatten(0, (n, -1)).flatten(3).sum((1, 3))[None]
+    return found
+
+
+def _by_patches(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+    out = a.new_empty(n, layer.groups, layer.weight.shape[0] // layer.groups, layer.weight[0].numel())
+    first = 0
+    for rows, columns in _unrolled(layer, a, g, n):
+        torch.matmul(rows, columns.mT, out=out[first : first + len(rows)])
+        first += len(rows)
+    return out.view(1, n, -1)
+
+
+def _is_dense(layer: _Conv) -> bool:
+    """At stride 1 a kernel offset is a shift of the flattened padded image, and nothing needs to be unrolled."""
+    return max(layer.stride) == 1 < max(layer.kernel_size)
+
+
+def _grid(layer: _Conv, wide: Tensor) -> list[int]:
+    return [size + 2 * pad for size, pad in zip(wide.shape[2:], _padding(layer), strict=True)]
+
+
+def _on_grids(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[slice, Tensor, Tensor, list[int]]]:
+    """Blocks of units (of groups): rows (U G, D / G, length), columns (U G, C / G, all of the grid), and the shifts.
+
+    The narrow side is laid out on the padded grid too, with zeros where it has no value; so a shift that runs over
+    the end of a line, or into the next scan of the unit, meets zeros.
+    """
+    narrow, wide = (a, g) if layer.transposed else (g, a)
+    grid, shifts, groups, scans = _grid(layer, wide), _shifts(layer, _grid(layer, wide)), layer.groups, len(a) // n
+    length = scans * torch.Size(grid).numel() - shifts[-1]
+    for run in blocks(n, length * (narrow.shape[1] + wide.shape[1])):
+        rows = slice(run.start * scans, run.stop * scans)
+        units = run.stop - run.start
+        left = _on_grid(narrow[rows], units, grid, [0] * len(grid)).view(units * groups, -1, length + shifts[-1])
+        right = _on_grid(wide[rows], units, grid, _padding(layer)).view(units * groups, -1, length + shifts[-1])
+        yield slice(run.start * groups, run.stop * groups), left[..., :length], right, shifts
+
+
+def _by_offset(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+    rows = layer.weight.shape[0] // layer.groups
+    out = a.new_empty(torch.Size(layer.kernel_size).numel(), n * layer.groups, rows, layer.weight.shape[1])
+    for run, left, right, shifts in _on_grids(layer, a, g, n):
+        for shift, target in zip(shifts, out[:, run], strict=True):
+            torch.bmm(left, right[..., shift : shift + left.shape[-1]].mT, out=target)
+    return out.view(len(out), n, -1)
+
+
+def _conv_grams(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+    layer = cast(_Conv, layer)
+    if not _is_dense(layer):
+        for rows, columns in _unrolled(layer, a, g, n):
+            yield rows.mT @ rows, columns.mT @ columns
+        return
+    for _, left, right, shifts in _on_grids(layer, a, g, n):
+        pixels, length = right.mT @ right, left.shape[-1]
+        rows = left.mT @ left
+        columns = torch.zeros_like(rows)
+        for shift in shifts:
+            columns += pixels[:, shift : shift + length, shift : shift + length]
+        yield rows.unflatten(0, (-1, layer.groups)), columns.unflatten(0, (-1, layer.groups))
+
+
+def _conv_gram_size(layer: nn.Module, a: Tensor, g: Tensor) -> tuple[int, int]:
+    layer = cast(_Conv, layer)
+    narrow, wide = (a, g) if layer.transposed else (g, a)
+    kernel = torch.Size(layer.kernel_size).numel()
+    if _is_dense(layer):
+        return torch.Size(_grid(layer, wide)).numel(), wide.shape[1] // layer.groups + kernel
+    return narrow.shape[2:].numel(), wide.shape[1] // layer.groups * kernel
+
+
+def _shifts(layer: _Conv, grid: list[int]) -> list[int]:
+    """Each kernel offset as a distance in the flattened grid, in the kernel's order."""
+    steps = [torch.Size(grid[dim + 1 :]).numel() * layer.dilation[dim] for dim in range(len(grid))]
+    offsets = product(*(range(size) for size in layer.kernel_size))
+    return [sum(step * index for step, index in zip(steps, offset, strict=True)) for offset in offsets]
+
+
+def _on_grid(x: Tensor, n: int, grid: list[int], start: list[int]) -> Tensor:
+    """(S, C, *spatial) -> (U, C, K, *grid) with zeros around each scan."""
+    out = x.new_zeros(n, x.shape[1], len(x) // n, *grid)
+    inner = out
+    for dim, (first, size) in enumerate(zip(start, x.shape[2:], strict=True), start=3):
+        inner = inner.narrow(dim, first, size)
+    inner.copy_(x.unflatten(0, (n, -1)).transpose(1, 2))
+    return out
+
+
+def _conv_weighted(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
+    layer = cast(_Conv, layer)
+    output_padding = list(layer.output_padding)
+    backward = torch.ops.aten.convolution_backward
+    found = backward(
+        g, a, layer.weight, None, list(layer.stride), _padding(layer), list(layer.dilation), layer.transposed,
+        output_padding, layer.groups, [False, True, False],
+    )  # fmt: skip
+    return cast(Tensor, found[1])
+
+
+def _conv(kind: type[nn.Module]) -> Rule:
+    product = Product(_conv_grams, _conv_gram_size, _conv_weighted)
+    return Rule(kind.forward, _conv_gradients, product, refuse=_refuse_conv)
+
+
+CONVOLUTIONS: dict[type[nn.Module], Rule] = {
+    kind: _conv(kind)
+    for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+}
+"""Every convolution, plain and transposed."""

@@ -1,0 +1,96 @@
+"""How a layer's unit gradients are found from its input and the gradient at its output, in general.
+
+Legend: U units, K scans a unit, S = U K scans, T = K times the positions of a scan; a weight gradient of one unit is a
+product of two matrices over T: rows (U, G, D, T) by columns (U, G, P, T), with G groups. Its norm needs either the
+product itself (D P T operations) or the two Gram matrices (T T (D + P)); the cheaper is taken.
+
+Sources: Goodfellow 2015; Rochette et al. 2019 (convolutions); Bu et al. 2023 (book-keeping, mixed by layer).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+_BLOCK = 1 << 20  # numbers laid out at a time: stays near the cache and in memory that the allocator hands out again
+_GRAM_OVERHEAD = 1e7  # operations that would take as long as the calls for two Gram matrices and one more gradient
+_CANCELLED = 1e-2  # below this share of its terms' absolute sum, a float32 Gram norm is computed again in float64
+
+UnitGradients = dict[str, Tensor]
+"""A layer's own parameter name -> (O, U, R): kernel offsets O (or 1) first, as the products leave them; `shaped` turns
+a sum over units (O, R) into the parameter's shape."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one kind of layer is differentiated per unit. `a` (S, ...) its input, `g` (S, ...) the output's gradient.
+
+    unit_gradients(layer, a, g, U, names, *statistics) for the layer's own parameters of these names.
+    statistics(output): what forward computed and backward will need, each (S, ...); most layers have none.
+    product: for a layer whose weight's unit gradient is a product of two matrices.
+    refuse(layer): why a layer of this kind cannot be treated after all, or None.
+    """
+
+    forward: Callable[..., Tensor]
+    unit_gradients: Callable[..., UnitGradients]
+    product: "Product | None" = None
+    statistics: Callable[[Tensor], tuple[Tensor, ...]] = lambda output: ()
+    refuse: Callable[[nn.Module], str | None] = lambda layer: None
+
+
+@dataclass(frozen=True)
+class Product:
+    """A weight whose unit gradient is a product of two matrices over T.
+
+    grams(layer, a, g, U): their Gram matrices (U, G, T, T), in blocks of units. gram_size(layer, a, g): T of a single
+    scan, and the channels that a Gram matrix of the columns runs over.
+    weighted(layer, a, g): the weight's gradient summed over scans, for a `g` already scaled.
+    """
+
+    grams: Callable[[nn.Module, Tensor, Tensor, int], Iterator[tuple[Tensor, Tensor]]]
+    gram_size: Callable[[nn.Module, Tensor, Tensor], tuple[int, int]]
+    weighted: Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+    def prefers_gram(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> bool:
+        """Whether Gram matrices and one more weight gradient cost less than the product.
+
+        The product, once formed, serves the sum too; what it costs more is the lesser efficiency of small products
+        and the memory that it passes through. The constants were measured on a CPU; they change no result.
+        """
+        weight = cast(Tensor, layer.weight)
+        rows, columns = weight.shape[0] // cast(int, getattr(layer, "groups", 1)), weight[0].numel()
+        size, channels = self.gram_size(layer, a, g)
+        positions = len(a) / n * size
+        return positions**2 * (rows + channels) + _GRAM_OVERHEAD / n < rows * columns * (0.3 * positions + 12)
+
+    def squares(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Tensor:
+        """(U,) squared norms, float64, without forming the product.
+
+        A sum of products of inner products can cancel where the product itself would not: units for which it does
+        so beyond float32's means are computed again in float64.
+        """
+        found, size = [], []
+        for rows, columns in self.grams(layer, a, g, n):
+            terms = (rows * columns).flatten(1)
+            found.append(terms.sum(1, dtype=torch.float64))
+            size.append(torch.linalg.vector_norm(terms, 1, dim=1))
+        value = torch.cat(found).clamp_(min=0)
+        cancelled = value < _CANCELLED * torch.cat(size)
+        if a.dtype != torch.float64 and bool(cancelled.any()):
+            a, g = (part.unflatten(0, (n, -1))[cancelled].flatten(0, 1).double() for part in (a, g))
+            value[cancelled] = self.squares(layer, a, g, int(cancelled.sum()))
+        return value
+
+
+def blocks(n_units: int, numbers_per_unit: int) -> Iterator[slice]:
+    """Runs of units whose unrolled matrices hold about `_BLOCK` numbers."""
+    size = max(1, _BLOCK // max(1, numbers_per_unit))
+    for first in range(0, n_units, size):
+        yield slice(first, min(first + size, n_units))
+
+
+def shaped(total: Tensor, parameter: Tensor) -> Tensor:
+    """(O, R) -> the parameter's shape, contiguous: offsets lie last in a weight."""
+    return total.mT.reshape(parameter.shape)

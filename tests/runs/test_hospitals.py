@@ -1,0 +1,68 @@
+"""Plans of simulated hospitals: what is read off the data, and what of it every charge carries."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedimaging.privacy.ledger import Ledger
+from fedimaging.results import PrivacySpent
+from fedimaging.runs import hospitals
+from fedimaging.runs.live import LiveView
+from fedimaging.runs.options import Options
+from fedimaging.runs.simulate import simulate
+from fedimaging.site.simulated import SimulatedFederation, open_simulated_site
+from fedimaging.study.schema import Study
+
+MakeStudy = Callable[..., Study]
+RECORD = ("privacy.unit=record", "privacy.engine=vmap", "data.phantoms.scans_per_patient=[3,3]")
+
+
+def federation(study: Study, folder: Path) -> SimulatedFederation:
+    return hospitals.make_federation(study, hospitals.load_data(study), folder, "cpu")
+
+
+def test_the_most_records_of_one_patient() -> None:
+    assert hospitals.most_records(np.array(["a", "b", "a", "c", "a"])) == 3
+
+
+def test_a_record_level_plan_declares_how_many_scans_a_patient_has(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    made = federation(tiny_study(*RECORD), tmp_path)
+    assert {plan.scans_per_patient for plan in made.plans.values()} == {3}
+    assert {plan.charge().scans_per_patient for plan in made.plans.values()} == {3}
+    whole = federation(tiny_study("privacy.engine=vmap"), tmp_path)
+    assert {plan.charge().scans_per_patient for plan in whole.plans.values()} == {None}
+
+
+def test_a_record_level_run_reports_what_it_means_for_a_patient(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    study = tiny_study(*RECORD, "privacy.target_epsilon=2", "federation.rounds=1")
+    with LiveView(1, quiet=True) as view:
+        report = json.loads(simulate(study, tmp_path / "run", Options(report=False, workers=1), view).read_text())
+    for name, site in report["sites"].items():
+        spent = site["privacy"]
+        assert (spent["unit"], spent["scans_per_patient"]) == ("record", 3)
+        assert spent["epsilon"] <= 2 < spent["patient_epsilon"]
+        charges = Ledger(tmp_path / "run" / "sites" / name / "ledger.sqlite").charges()
+        assert {charge.scans_per_patient for charge in charges} == {3}
+
+
+def test_without_a_declared_number_of_scans_nothing_is_said_about_patients(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    made = federation(tiny_study(*RECORD), tmp_path)
+    made.save()
+    site = open_simulated_site(tmp_path, 0)
+    assert site.plan is not None
+    assert site.budget is not None
+    site.plan = replace(site.plan, scans_per_patient=None)
+    site._reserve(1)
+    spent = site.privacy_spent()
+    assert spent is not None
+    assert (spent.scans_per_patient, spent.patient_epsilon) == (None, None)
+
+
+@pytest.mark.parametrize("patient_epsilon", [12.5, None, float("inf")])
+def test_no_limit_is_written_as_null(patient_epsilon: float | None) -> None:
+    spent = PrivacySpent("record", 1.0, 1e-5, 8.0, "PLD", 10, 1.0, 0.1, 1.1, "secure", 4, patient_epsilon)
+    assert spent.as_json()["patient_epsilon"] == (12.5 if patient_epsilon == 12.5 else None)
