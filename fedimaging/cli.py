@@ -11,7 +11,11 @@ from fedimaging import __version__
 from fedimaging.errors import FedimagingError
 
 app = typer.Typer(
-    name="fedimaging", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="fedimaging",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Federated medical imaging whose privacy claim is true per patient and kept by the hospital.",
 )
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data before anything trains on it.")
@@ -93,7 +97,7 @@ def _options(
 ) -> Any:
     from fedimaging.errors import StudyError, bad_value
 
-    if workers != "auto" and not (workers.isdigit() and int(workers) >= 1):
+    if workers != "auto" and not (workers.isascii() and workers.isdigit() and int(workers) >= 1):
         raise StudyError(bad_value("--workers", workers, "is neither auto nor a whole number of at least 1"))
     if engine not in ("in_process", "ray"):
         raise StudyError(bad_value("--engine", engine, "is neither in_process nor ray"))

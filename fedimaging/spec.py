@@ -4,6 +4,8 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Spec(BaseModel):
-    """Frozen pydantic model; an unknown key is an error and defaults are validated too."""
+    """Frozen pydantic model; an unknown key is an error, as are infinite numbers, and defaults are validated too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )

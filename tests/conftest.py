@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: threads cost more than they give, the more so beside other work
 
 
 @pytest.fixture(scope="session")

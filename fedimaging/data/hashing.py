@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Sequence
@@ -54,6 +55,8 @@ def _stamp(file: Path) -> str:
         facts = file.stat()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise DataError(f"{file} is no ordinary file but a device or a pipe; name an image.")
     return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}-{facts.st_ino}"
 
 

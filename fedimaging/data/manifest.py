@@ -6,6 +6,7 @@ these.
 """
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,12 +136,12 @@ def problems_of(
         for column in ("patient_id", *files):
             if not table.values[column][row]:
                 yield Problem(line, column, f"{column} is blank; every row needs one here.")
-            elif column in files and not table.file(column, row).exists():
+            elif column in files and not os.path.exists(table.file(column, row)):  # Path.exists raises for a name too long
                 yield Problem(line, column, f"{column} {table.file(column, row)} is missing.")
         for label in labels:
             fault = _label_fault(table.values[label][row], limit)
             if fault:
-                yield Problem(line, label, f"{label}={table.values[label][row]!r} {fault}")
+                yield Problem(line, label, f"{label}={table.values[label][row][:40]!r} {fault}")
         if "split" in table.values and table.values["split"][row].lower() not in _SPLIT_NAMES:
             given = table.values["split"][row]
             yield Problem(
@@ -177,7 +178,7 @@ def _shared_images(table: Table) -> Iterator[Problem]:
 
 def _label_fault(text: str, limit: int) -> str:
     """What is wrong with a label, or nothing. 1 and 1.0 are the same label."""
-    if not re.fullmatch(r"[+-]?\d+(\.0*)?", text):
+    if not re.fullmatch(r"[+-]?[0-9]{1,15}(\.0*)?", text):
         return f"is not a whole number; allowed are 0 to {limit - 1}."
     return "" if 0 <= int(float(text)) < limit else f"is out of range; allowed are 0 to {limit - 1}."
 

@@ -1,6 +1,7 @@
 """Who holds which scan: the manifest's own hospitals, or hospitals simulated by dealing out whole patients."""
 
 from collections import Counter
+from urllib.parse import quote
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from fedimaging.data.dataset import Dataset
 from fedimaging.data.spec import HospitalsSpec
 from fedimaging.errors import DataError, StudyError, unknown_name
 
+_LONGEST_NAME = 200  # percent-encoded: each hospital of a simulation has a folder of that name
 _FLOOR = 1e-6  # a Dirichlet draw may underflow to 0; a class must stay dealable to somebody
 
 
@@ -23,6 +25,9 @@ def assign(dataset: Dataset, spec: HospitalsSpec, labels_for_skew: np.ndarray | 
     """
     sites = _by_column(dataset, spec.column) if spec.by == "column" else _simulated(dataset, spec, labels_for_skew)
     names = np.unique(sites) if spec.by == "column" else np.array(spec.site_names)
+    for name in names.tolist():
+        if not name.isprintable() or len(quote(name)) > _LONGEST_NAME:
+            raise DataError(f"hospital {name[:50]!r} has line breaks in its name or a very long one; give it a short name.")
     for name in spec.held_out:
         if name not in names:
             raise StudyError(unknown_name("hospitals.held_out", name, names.tolist()))
@@ -74,6 +79,9 @@ def _simulated(dataset: Dataset, spec: HospitalsSpec, labels: np.ndarray | None)
     rng = np.random.default_rng([spec.seed, 5])
     patients, first, which = np.unique(dataset.patient_ids, return_index=True, return_inverse=True)
     split = dataset.split[first]
+    wanted, there = len(spec.site_names), int((split == "train").sum())
+    if wanted > there:
+        raise DataError(f"hospitals={wanted} are more than the {there} patients to train on; make fewer hospitals.")
     kind = np.zeros(len(patients), dtype=np.int64)
     if spec.by == "label_skew":
         kind = _class_of_patients(labels, which, len(patients))

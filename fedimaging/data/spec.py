@@ -42,7 +42,7 @@ class PhantomSpec(Spec):
     between. `lesion_radius` is a fraction of half the picture. `hard_contrast` weakens the lesions of women over 70.
     """
 
-    patients: Annotated[int, Field(ge=1)] = 600
+    patients: Annotated[int, Field(ge=1, le=10_000_000)] = 600
     scans_per_patient: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 4)
     dims: Literal[2, 3] = 2
     hospitals: Annotated[int, Field(ge=1)] = 6
@@ -114,7 +114,7 @@ class HospitalsSpec(Spec):
     """
 
     by: Literal["column", "iid", "label_skew", "quantity_skew"] = "column"
-    count: Annotated[int, Field(ge=1)] | None = None
+    count: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     alpha: Annotated[float, Field(gt=0)] = 0.5
     sizes: list[Annotated[float, Field(gt=0)]] | None = None
     column: str = "site"

@@ -34,7 +34,12 @@ def _initialised(spec: "ModelSpec", builder: "Builder", layout: Layout, seed: in
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators' global generators.
         torch.default_generator.manual_seed(seed)
-        return builder(layout, **spec.options)
+        try:
+            return builder(layout, **spec.options)
+        except (RuntimeError, MemoryError) as error:  # PyTorch's word for memory that is not there
+            raise StudyError(
+                f"model {spec.name!r} with options {spec.options} cannot be built: {str(error).splitlines()[0]}; make it smaller."
+            ) from error
 
 
 def _probes(layout: Layout) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The networks by name, and the one function that builds them. Light until a network is built."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         if key not in known:
             raise StudyError(unknown_name(f"model.options of {name}", key, known))
         try:
-            TypeAdapter(known[key].annotation).validate_python(value)
-        except ValidationError as error:
-            rule = "; ".join(item["msg"] for item in error.errors())
+            # By way of JSON, whose strict rules take a list for a tuple but neither "4" nor true for a number.
+            TypeAdapter(known[key].annotation).validate_json(json.dumps(value, allow_nan=False), strict=True)
+        except (ValueError, TypeError) as error:
+            rule = "; ".join(item["msg"] for item in error.errors()) if isinstance(error, ValidationError) else str(error)
             raise StudyError(bad_value(f"model.options.{key}", value, f"is not allowed: {rule}")) from None

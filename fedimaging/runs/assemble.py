@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 
 from fedimaging.data.dataset import Dataset
+from fedimaging.errors import StudyError, unknown_name
 from fedimaging.federated.local_only import LocalModel
 from fedimaging.results import Interval, SiteEvaluation
 from fedimaging.runs import machine
 from fedimaging.site.simulated import SimulatedFederation, open_simulated_site
 from fedimaging.study.schema import Study
-from fedimaging.training.metrics import classification_metrics
-from fedimaging.training.segmentation_metrics import segmentation_intervals
+from fedimaging.training.metrics import CLASSIFICATION_METRICS, classification_metrics
+from fedimaging.training.segmentation_metrics import SEGMENTATION_METRICS, segmentation_intervals
 from fedimaging.training.workbench import Workbench
 
 Table = dict[str, dict[str, Any]]
@@ -65,6 +66,16 @@ def head(
         },
         "privacy": _privacy(study, facts),
     }
+
+
+def check_metric(study: Study) -> None:
+    """Error: StudyError where evaluation.metric is none of the task's."""
+    names = list(CLASSIFICATION_METRICS)
+    if study.task.kind == "segmentation":
+        each = range(1, study.task.classes) if study.task.classes > 2 else ()
+        names = [*SEGMENTATION_METRICS, *(f"{name}_{k}" for name in SEGMENTATION_METRICS for k in each)]
+    if study.evaluation.metric is not None and study.evaluation.metric not in names:
+        raise StudyError(unknown_name("evaluation.metric", study.evaluation.metric, names))
 
 
 def primary_metric(study: Study) -> str:

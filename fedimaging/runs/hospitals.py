@@ -9,7 +9,7 @@ import numpy as np
 from fedimaging.data.dataset import Dataset
 from fedimaging.data.partition import assign, one_class_sites
 from fedimaging.data.prepare import prepare
-from fedimaging.errors import DataError, PrivacyError, StudyError
+from fedimaging.errors import DataError, PrivacyError, StudyError, bad_value
 from fedimaging.privacy.accounting import epsilon
 from fedimaging.privacy.budget import Budget
 from fedimaging.privacy.dpsgd import DpPlan, plan_for
@@ -42,7 +42,15 @@ def make_federation(study: Study, dataset: Dataset, folder: Path, device: str) -
     federation = SimulatedFederation(
         folder, study, _store(dataset), names, train, test, {}, {}, device
     )
+    _check_replies(study, len(federation.train_names))
     return with_plans(federation, dataset)
+
+
+def _check_replies(study: Study, n_training: int) -> None:
+    asked = min(study.federation.sites_per_round or n_training, n_training)
+    if study.federation.minimum_replies > asked:
+        rule = f"is above the {asked} hospitals that train in a round"
+        raise StudyError(bad_value("federation.minimum_replies", study.federation.minimum_replies, rule, "lower it"))
 
 
 def warnings_of(federation: SimulatedFederation, dataset: Dataset) -> list[str]:

@@ -37,8 +37,12 @@ def write_page(run: Path) -> Path:
     """
     report = read_report(run)
     title = report.get("name") or run.resolve().name
-    parts = _head(report) | _results(report) | _rest(run, report)
-    write_text(run / "report.html", _render("report.html.j2", title=title, report=_filled(report), **parts))
+    try:
+        parts = _head(report) | _results(report) | _rest(run, report)
+        page = _render("report.html.j2", title=title, report=_filled(report), **parts)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{run / 'report.json'} is not as a run writes it ({error}); restore it or run again.") from error
+    write_text(run / "report.html", page)
     return run / "report.html"
 
 

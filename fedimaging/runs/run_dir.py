@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,11 @@ from typing import IO, Any
 import numpy as np
 import yaml
 
-from fedimaging.errors import RunError
+from fedimaging.errors import RunError, StudyError
 from fedimaging.federated.rounds import ServerState
 from fedimaging.files import append_line, disk_fault, write_text, write_whole
 from fedimaging.results import RoundResult
+from fedimaging.study.load import load
 from fedimaging.study.schema import Study
 
 
@@ -67,17 +69,28 @@ class RunDir:
 
         write_whole(self.path / "checkpoint.npz", write)
 
-    def load_state(self) -> ServerState | None:
-        """The last checkpoint, None where no round was finished. Error: RunError where it cannot be read."""
+    def load_state(self, start: ServerState, rounds: int) -> ServerState:
+        """The last checkpoint of a run that began with `start`; `start` where no round was finished.
+
+        Error: RunError where it cannot be read, or is no state of a run like this.
+        """
         path = self.path / "checkpoint.npz"
         if not path.exists():
-            return None
+            return start
+        state = self._read_state(path)
+        like, weights = start.weights, state.weights
+        same = weights.shape == like.shape and weights.dtype == like.dtype and state.moments.keys() == start.moments.keys()
+        if not (same and np.isfinite(weights).all() and 0 <= state.round <= rounds):
+            raise RunError(f"checkpoint {str(path)!r} is none of this study; start the run in a new folder.")
+        return state
+
+    def _read_state(self, path: Path) -> ServerState:
         try:
             with np.load(path, allow_pickle=False) as kept:
                 moments = {n.removeprefix("moment."): kept[n] for n in kept.files if n.startswith("moment.")}
                 recent = tuple(kept[n] for n in sorted(kept.files) if n.startswith("recent."))
                 return ServerState(int(kept["round"]), kept["weights"], moments, recent)
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise RunError(f"checkpoint {str(path)!r} cannot be read ({error}); start the run in a new folder.") from None
 
     def append_round(self, result: RoundResult) -> None:
@@ -90,13 +103,30 @@ class RunDir:
         if not path.exists():
             return []
         whole: dict[int, dict[str, Any]] = {}
-        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+                whole[int(row["round"])] = row
+            except (ValueError, KeyError, TypeError):
                 continue  # cut short by a kill; that round was not checkpointed and was run again
-            whole[row["round"]] = row
         return [whole[number] for number in sorted(whole) if up_to is None or number <= up_to]
+
+    def decided(self, data_fingerprint: str) -> dict[str, Any]:
+        """What an interrupted run decided on this machine (run.json), empty for a new one; a resumed run keeps to it, so
+        that its numbers are the same. Error: RunError where it cannot be read, or was decided on other data."""
+        path = self.path / "run.json"
+        if not path.exists():
+            return {}
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            theirs = facts["data_fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{str(path)!r} cannot be read ({error!r}); start the run in a new folder.") from None
+        if theirs != data_fingerprint:
+            raise RunError(
+                f"the data changed since the run in {str(self.path)!r} began; restore them, or start in a new folder."
+            )
+        return facts
 
     @property
     def finished(self) -> bool:
@@ -125,7 +155,7 @@ class RunDir:
                     f"folder {str(self.path)!r} is not empty and holds no run (it has {others[0]!r}); choose another --out."
                 )
             return
-        theirs = Study.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).fingerprint
+        theirs = self._fingerprint_in(path)
         if theirs != study.fingerprint:
             raise RunError(
                 f"run folder {str(self.path)!r} holds another study (fingerprint {theirs[:12]}, this one "
@@ -134,6 +164,14 @@ class RunDir:
         if not resume:
             state = "a finished run" if self.finished else "an unfinished run"
             raise RunError(f"run folder {str(self.path)!r} holds {state} of this study; add --resume, or choose another --out.")
+
+
+    @staticmethod
+    def _fingerprint_in(path: Path) -> str:
+        try:
+            return load(path).fingerprint
+        except StudyError as error:
+            raise RunError(f"the run folder's own study cannot be read, choose another --out: {error}") from None
 
 
 def _no_nan(value: Any) -> Any:

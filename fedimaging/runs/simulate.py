@@ -23,7 +23,7 @@ from fedimaging.runs import assemble, hospitals, machine
 from fedimaging.runs.live import LiveView
 from fedimaging.runs.options import Options
 from fedimaging.runs.run_dir import RunDir
-from fedimaging.runs.track import Tracker, open_tracker
+from fedimaging.runs.track import Tracker, check_tracker, open_tracker
 from fedimaging.site.simulated import SimulatedFederation, open_simulated_site, shared_workbench
 from fedimaging.study.schema import Study
 from fedimaging.training.workbench import Workbench, resolve_device
@@ -58,6 +58,8 @@ def simulate(study: Study, out: Path, options: Options, view: LiveView) -> Path:
     workers). Errors: any FedimagingError; what was finished stays in the folder.
     """
     began = time.monotonic()
+    check_tracker(options.track)
+    assemble.check_metric(study)
     folder = RunDir(out.resolve())
     with folder.held(study, resume=options.resume):
         if options.resume and folder.finished:
@@ -80,21 +82,15 @@ def _prepare(study: Study, options: Options, folder: RunDir, view: LiveView) -> 
     for warning in hospitals.warnings_of(federation, dataset):
         view.warn(warning)
     folder.write_study(study)  # first of all files: whatever is interrupted from here on, --resume knows the folder
-    facts = _recorded(folder)
+    facts = folder.decided(dataset.fingerprint)
     if not facts:
         federation.save()
-        facts = _decide(study, options, federation)
+        facts = _decide(study, options, federation) | {"data_fingerprint": dataset.fingerprint}
     federation = replace(federation, plans={n: replace(p, engine=facts["engine"]) for n, p in federation.plans.items()})
     federation.save()
     write_json(folder.path / "run.json", facts)
     workers = int(facts["workers"])
     return _Run(study, options, folder, view, dataset, federation, bench, workers, facts)
-
-
-def _recorded(folder: RunDir) -> dict[str, Any]:
-    """What an interrupted run decided on this machine; a resumed one keeps to it, so that its numbers are the same."""
-    path = folder.path / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _decide(study: Study, options: Options, federation: SimulatedFederation) -> dict[str, Any]:
@@ -111,7 +107,7 @@ def _train(run: _Run, federation: SimulatedFederation, label: str, tracker: Trac
     """Train one federation to its end, from its last checkpoint; the server's side of a run."""
     folder = RunDir(federation.folder)
     federation.save()
-    state = folder.load_state() or first_state(run.study, run.bench.initial[run.bench.shared])
+    state = folder.load_state(first_state(run.study, run.bench.initial[run.bench.shared]), run.study.federation.rounds)
     run.view.arm(label, state.round)
     ends: list[_Arm] = []
 
@@ -229,8 +225,8 @@ def _first_words(run: _Run) -> str:
         plan = next(iter(run.federation.plans.values()))
         private = f"{plan.unit}-level DP, engine {run.facts['engine']}"
     return (
-        f"{run.study.name}: {n_train} hospitals{held}, {patients} patients, {len(run.dataset)} scans; {run.study.model.name} with "
-        f"{run.bench.initial.size:,} trainable parameters; {private}; {run.workers} worker(s) on {run.federation.device}"
+        f"{run.study.name}: {n_train} hospitals{held}, {patients} patients, {len(run.dataset)} scans; {run.study.model.name} "
+        f"with {run.bench.initial.size:,} trainable parameters; {private}; {run.workers} worker(s) on {run.federation.device}"
     )
 
 

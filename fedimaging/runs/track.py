@@ -1,5 +1,7 @@
 """Optional trackers: the rounds of a run written for TensorBoard or MLflow, into the run folder only."""
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,16 +20,19 @@ class Tracker(Protocol):
         """The run is done."""
 
 
-def open_tracker(name: str | None, folder: Path, study: Study) -> Tracker | None:
-    """The tracker of that name; None for None. Errors: StudyError for an unknown name or a missing package."""
+def check_tracker(name: str | None) -> None:
+    """Before anything is written. Errors: StudyError for an unknown name or a missing package."""
     if name is None:
-        return None
+        return
     if name not in TRACKERS:
         raise StudyError(bad_value("--track", name, f"is not one of {', '.join(sorted(TRACKERS))}"))
-    try:
-        return TRACKERS[name](folder, study)
-    except ImportError:
-        raise StudyError(f"--track {name} needs a package that is not installed: pip install 'fedimaging[{name}]'.") from None
+    if find_spec(name) is None:
+        raise StudyError(f"--track {name} needs a package that is not installed: pip install 'fedimaging[{name}]'.")
+
+
+def open_tracker(name: str | None, folder: Path, study: Study) -> Tracker | None:
+    """The tracker of that name, which `check_tracker` has passed; None for None."""
+    return None if name is None else TRACKERS[name](folder, study)
 
 
 def _values(result: RoundResult) -> dict[str, float]:
@@ -68,4 +73,4 @@ class _MLflow:
         self._mlflow.end_run()
 
 
-TRACKERS: dict[str, Any] = {"tensorboard": _TensorBoard, "mlflow": _MLflow}
+TRACKERS: dict[str, Callable[[Path, Study], Tracker]] = {"tensorboard": _TensorBoard, "mlflow": _MLflow}

@@ -124,9 +124,14 @@ def open_simulated_site(folder: Path, place: int) -> Site:
         plan=federation.plans.get(name),
         budget=federation.budgets.get(name),
         noise_for=lambda round: SimulatedNoise(federation.study.seed, f"{federation.arm}/{name}", round),
-        open_ledger=Ledger.open_or_create,
+        open_ledger=_open_ledger,
         arm=federation.arm,
     )
+
+
+def _open_ledger(path: Path) -> Ledger:
+    """Made on the spot for a hospital that never released anything; once it has, a missing ledger is an error."""
+    return Ledger(path) if (path.parent / "release.npz").exists() else Ledger.open_or_create(path)
 
 
 @lru_cache(maxsize=2)

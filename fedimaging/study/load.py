@@ -12,6 +12,17 @@ from fedimaging.errors import StudyError
 from fedimaging.study.schema import Study
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which also refuses a key given twice: YAML itself would let the last one win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        doubled = next((key for key in keys if keys.count(key) > 1), None)
+        if doubled is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"key {doubled!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Study:
     """The study in `path` (YAML) with `a.b=c` overrides applied. Error: StudyError, every fault in one message."""
     tree = read_yaml(path)
@@ -23,7 +34,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, read by the safe loader: nothing in it can run. Error: StudyError."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise StudyError(f"study file {str(path)!r} does not exist; give the path of a YAML study.") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -6,7 +6,7 @@ Two parts are a machine's own and no part of the fingerprint: `data.root` (where
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -61,7 +61,7 @@ class RuntimeSpec(Spec):
     """This machine's own choices; none of them changes what the study is."""
 
     device: str = "auto"
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     carrier: Literal["in_process", "ray"] = "in_process"
 
 

@@ -114,7 +114,7 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).cpu()  # also refuses PyTorch's "meta", which holds no numbers
     except (RuntimeError, AssertionError):
         rule = "is not a device of this machine"
         raise StudyError(bad_value("runtime.device", name, rule, "use auto, cpu, cuda or mps")) from None

@@ -3,11 +3,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from privacy_networks import EveryLayer, Volume, class_losses, flat, mask_losses, scans
 from torch import Tensor, nn
 
 from fedimaging.errors import PrivacyError
 from fedimaging.privacy.clipping import ENGINES, Unsupported, choose_engine, clipped_sum
+from tests.privacy.privacy_networks import EveryLayer, Volume, class_losses, flat, mask_losses, scans
 
 RAGGED = [1, 3, 2, 4, 1]
 FIXED = ["loop", "vmap", "opacus", "fused"]

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from privacy_networks import class_losses, flat, mask_losses, scans
+from torch import nn
 
 from fedimaging.errors import StudyError
 from fedimaging.models.spec import ModelSpec
 from fedimaging.models.zoo import CLASSIFIERS, MODELS, build_model
 from fedimaging.privacy.clipping import Unsupported, clipped_sum
+from tests.privacy.privacy_networks import class_losses, flat, mask_losses, scans
 
 OPACUS_CANNOT = {"resnet18", "resnet50", "segresnet", "dynunet", "swin_unetr", "vit", "efficientnet_b0", "basic_unet"}
 FUSED_CANNOT = {"swin_unetr", "vit"}  # bare parameters outside any layer
@@ -32,8 +33,10 @@ def test_4_the_zoo_against_the_oracle(name: str, size: tuple[int, ...]) -> None:
     losses = class_losses if name in CLASSIFIERS else mask_losses
     y = y if name in CLASSIFIERS else torch.randint(0, 3, (len(x), *size), generator=torch.Generator().manual_seed(2))
     rest = (y, unit_of_scan, len(counts), 0.1)
-    oracle = flat(clipped_sum(model.double(), losses, x, *rest, engine="loop").sum)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 2e-5)):
+        if dtype == torch.float32:
+            _smooth(model)
+        oracle = flat(clipped_sum(model.double(), losses, x, *rest, engine="loop").sum)
         for engine in ("loop", "vmap", "fused", "opacus"):
             try:
                 found = flat(clipped_sum(model.to(dtype), losses, x.to(dtype), *rest, engine=engine).sum)
@@ -43,3 +46,12 @@ def test_4_the_zoo_against_the_oracle(name: str, size: tuple[int, ...]) -> None:
             error = float((found - oracle).norm() / oracle.norm())
             print(f"{name} {len(size)}-D {dtype} {engine}: {error:.1e}")
             assert error < tolerance, engine
+
+
+def _smooth(model: nn.Module) -> None:
+    """Take out the kinks: float32 rounding moves an input near 0 to the other side, and the gradient jumps (by 4e-4
+    in the 3-D U-Net), in any engine, so that it could not be told from a mistake."""
+    for name, layer in model.named_children():
+        if isinstance(layer, nn.ReLU | nn.PReLU | nn.LeakyReLU):
+            setattr(model, name, nn.SiLU())
+        _smooth(layer)

@@ -5,7 +5,6 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from privacy_networks import flat
 from pydantic import ValidationError
 from scipy import stats
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from fedimaging.privacy.budget import Charge
 from fedimaging.privacy.dpsgd import DpPlan, PrivacySpec, plan_for, private_gradient
 from fedimaging.privacy.group import patient_epsilon
 from fedimaging.privacy.noise import SecureNoise, SimulatedNoise
+from tests.privacy.privacy_networks import flat
 
 PLAN = DpPlan(
     unit="patient", n_units=200, sample_rate=0.1, noise_multiplier=1.5, clip_norm=1.0, delta=1e-5,
