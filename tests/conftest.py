@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: threads cost more than they give, the more so beside other work
+# Tiny networks: threads cost more than they give, the more so beside other work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +27,24 @@ def _own_store(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 TINY = (
-    "data.image_size=[16,16]", "data.phantoms.patients=36", "data.phantoms.hospitals=3", "data.phantoms.scans_per_patient=[1,2]",
-    "model.name=small_cnn", "model.options={width: 4}", "training.batch_size=8", "training.local_steps=null", "training.local_epochs=1",
-    "training.learning_rate=0.5", "federation.algorithm=fedavg", "federation.average_last=1", "evaluation.every=1", "federation.rounds=2", "evaluation.resamples=100",
-    "evaluation.examples=2", "runtime.workers=1", "runtime.device=cpu",
+    "data.image_size=[16,16]",
+    "data.phantoms.patients=36",
+    "data.phantoms.hospitals=3",
+    "data.phantoms.scans_per_patient=[1,2]",
+    "model.name=small_cnn",
+    "model.options={width: 4}",
+    "training.batch_size=8",
+    "training.local_steps=null",
+    "training.local_epochs=1",
+    "training.learning_rate=0.5",
+    "federation.algorithm=fedavg",
+    "federation.average_last=1",
+    "federation.rounds=2",
+    "evaluation.every=1",
+    "evaluation.resamples=100",
+    "evaluation.examples=2",
+    "runtime.workers=1",
+    "runtime.device=cpu",
 )
 
 

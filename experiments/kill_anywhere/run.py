@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,7 @@ class Federation:
     """One run folder with the trace beside it."""
 
     def __init__(self, folder: Path, study: Path, workers: int) -> None:
-        self.folder, self.trace = folder, folder.with_suffix(".trace")
+        self.folder, self.trace, self.errors = folder, folder.with_suffix(".trace"), folder.with_suffix(".errors")
         self.command = [
             sys.executable, str(HERE / "traced.py"), "simulate", str(study), "--out", str(folder), "--resume",
             "--workers", str(workers), "--no-report", "-q",
@@ -82,13 +83,18 @@ class Federation:
     def start(self) -> "subprocess.Popen[bytes]":
         """A new life of the same run."""
         environment = os.environ | {"KILL_ANYWHERE_TRACE": str(self.trace)}
-        return subprocess.Popen(self.command, env=environment, stdout=subprocess.DEVNULL)
+        with self.errors.open("w") as errors:
+            return subprocess.Popen(self.command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
 
-    @property
-    def rounds_done(self) -> int:
-        """Rounds whose result was written."""
+    def must_end_well(self, process: "subprocess.Popen[bytes]") -> None:
+        """Error: Broken with what the process said last, if it ended with another code than 0."""
+        if process.wait(timeout=PATIENCE_SECONDS):
+            raise Broken(f"{self.folder.name} ended with exit code {process.returncode}: {self.errors.read_text()[-500:]}")
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The results of whole rounds; one that was run again stands twice."""
         path = self.folder / "rounds.jsonl"
-        return len({json.loads(line)["round"] for line in path.read_text().split("\n")[:-1]}) if path.exists() else 0
+        return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
     def books(self) -> tuple[dict[str, int], dict[str, int], int]:
         """(charged, run) steps by hospital, and the number of reservations that nobody settled.
@@ -118,14 +124,12 @@ class Federation:
 
 
 def in_peace(federation: Federation) -> tuple[float, float]:
-    """Run to the end; returns the seconds until the first step, and from there to the end."""
-    began = time.monotonic()
+    """Run to the end; returns the seconds until the first step of this life, and of a round of any."""
+    size, began = federation.trace.stat().st_size, time.monotonic()
     process = federation.start()
-    first = _wait(process, lambda: federation.trace.stat().st_size > 0) - began
-    if process.wait(timeout=PATIENCE_SECONDS):
-        raise Broken(f"the undisturbed run ended with exit code {process.returncode}")
-    federation.books()
-    return first, time.monotonic() - began - first
+    first = _wait(process, lambda: federation.trace.stat().st_size > size) - began
+    federation.must_end_well(process)
+    return first, statistics.median(sum(row["seconds"].values()) for row in federation.rounds())
 
 
 def one_life(federation: Federation, draw: random.Random, loading: float, a_round: float) -> tuple[str, float] | None:
@@ -145,8 +149,7 @@ def one_life(federation: Federation, draw: random.Random, loading: float, a_roun
         process.wait()
         seconds = time.monotonic() - began
         return _where(federation, size, unsettled), seconds
-    if process.returncode:
-        raise Broken(f"{federation.folder.name}: a resumed run ended with exit code {process.returncode}")
+    federation.must_end_well(process)
     return None
 
 
@@ -170,28 +173,30 @@ def _where(federation: Federation, size: int, unsettled: int) -> str:
 def kill_many(kills: int, draw: random.Random, study: Path, folder: Path, workers: int) -> tuple[list[Kill], dict[str, Any]]:
     """Make so many kills; returns them, with what was measured on the way. Errors: Broken, LedgerError."""
     calm = Federation(folder / "calm", study, workers)
-    loading, training = in_peace(calm)
-    expected, found, number = calm.weights(), [], 0
+    loading, a_round = in_peace(calm)
+    found: list[Kill] = []
+    expected, number = calm.weights(), 0
     calm_steps = sum(calm.books()[1].values())
     while len(found) < kills:
         number += 1
         federation = Federation(folder / f"killed_{number}", study, workers)
         while True:
             if len(found) == kills:
-                in_peace(federation)  # the last federation, too, must reach its end
+                federation.must_end_well(federation.start())  # the last federation, too, must reach its end
                 break
-            life = one_life(federation, draw, loading, training / ROUNDS)
+            life = one_life(federation, draw, loading, a_round)
             if life is None:
                 break
             charged, run, _ = federation.books()
-            found.append(Kill(number, round(life[1], 3), life[0], federation.rounds_done, charged, run))
-            print(f"{len(found):4d} {life[0]:27s} {life[1]:6.1f} s, {federation.rounds_done} rounds done, "
+            done = len({row["round"] for row in federation.rounds()})
+            found.append(Kill(number, round(life[1], 3), life[0], done, charged, run))
+            print(f"{len(found):4d} {life[0]:27s} {life[1]:6.1f} s, {done} rounds done, "
                   f"charged {sum(charged.values())}, run {sum(run.values())}", flush=True)  # fmt: skip
         charged, run, _ = federation.books()
         if not all(np.array_equal(expected[name], value) for name, value in federation.weights().items()):
             raise Broken(f"{federation.folder.name}: the final weights differ from those of the undisturbed run")
         print(f"     federation {number} ended: same bits; charged {sum(charged.values())}, run {sum(run.values())}", flush=True)
-    facts = {"federations": number, "seconds_to_first_step": loading, "seconds_of_training": training, "calm_steps": calm_steps}
+    facts = {"federations": number, "seconds_to_first_step": loading, "seconds_a_round": a_round, "calm_steps": calm_steps}
     return found, facts
 
 
@@ -206,6 +211,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["FEDIMAGING_CACHE"] = str(Path(temporary) / "store")
         os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+        os.environ["OMP_NUM_THREADS"] = "1"  # arrays this small gain nothing from threads, and lose on a busy machine
         study = Path(temporary) / "study.yaml"
         study.write_text(yaml.safe_dump(STUDY), encoding="utf-8")
         try:
@@ -216,14 +222,16 @@ def main() -> int:
     fell = Counter(kill.fell for kill in found)
     result = {
         "date": datetime.date.today().isoformat(), "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "python": platform.python_version(), "kills": len(found), "workers": asked.workers, "seed": asked.seed, "fell": dict(fell),
-        "seconds": round(time.monotonic() - began, 1), **facts, "study": STUDY, "each": [asdict(kill) for kill in found],
+        "python": platform.python_version(), "kills": len(found), "workers": asked.workers, "seed": asked.seed,
+        "fell": dict(fell), "seconds": round(time.monotonic() - began, 1), **facts,
+        "study": STUDY, "each": [asdict(kill) for kill in found],
     }  # fmt: skip
     path = HERE / "results" / f"{len(found)}_kills_{asked.workers}_workers.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(found)} kills ({', '.join(f'{count} {where}' for where, count in fell.items())}), {facts['federations']} federations: "
-          f"never a step uncharged, every ledger in order, every final model the same bits; {path}")  # fmt: skip
+    places = ", ".join(f"{count} {where}" for where, count in fell.items())
+    print(f"{len(found)} kills ({places}), {facts['federations']} federations: never a step uncharged, every ledger in order, "
+          f"every final model the same bits; {path}")  # fmt: skip
     return 0
 
 

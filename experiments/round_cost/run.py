@@ -41,7 +41,9 @@ def study(case: dict[str, Any], data: Path) -> dict[str, Any]:
         "task": {"kind": "binary", "label": "label" if case["source"] == "pneumonia" else "lesion"},
         "hospitals": {"by": "iid", "count": case["hospitals"]},
         "model": {"name": "densenet", "options": case["network"]},
-        "training": {"optimizer": "sgd", "learning_rate": LEARNING_RATE, "momentum": 0.9, "batch_size": case["batch"], "local_epochs": 1},
+        "training": {
+            "optimizer": "sgd", "learning_rate": LEARNING_RATE, "momentum": 0.9, "batch_size": case["batch"], "local_epochs": 1,
+        },
         "privacy": None, "federation": {"rounds": case["rounds"]}, "evaluation": {"every": 0, "resamples": 200},
     }
 
@@ -96,7 +98,8 @@ def prepare_bare(case: dict[str, Any], folder: Path, run: Path, name: str) -> Pa
     groups = {m.num_channels: m.num_groups for m in network.modules() if type(m).__name__ == "GroupNorm"}
     path = folder / f"{name}-bare.json"
     path.write_text(json.dumps({
-        **case, "learning_rate": LEARNING_RATE, "groups": groups, "images": str(Path(facts["store"]).parent / pixels / "images.npy"),
+        **case, "learning_rate": LEARNING_RATE, "groups": groups,
+        "images": str(Path(facts["store"]).parent / pixels / "images.npy"),
         "labels": str(folder / f"{name}-labels.npy"), "federation": str(run / "federation.npz"),
     }))
     return path
@@ -111,13 +114,15 @@ def many(data: Path, folder: Path) -> None:
         path = folder / f"many-{hospitals}.json"
         path.write_text(json.dumps(study(case, data)))
         out = folder / f"many-{hospitals}"
-        command = [sys.executable, "-m", "fedimaging.cli", "simulate", str(path), "--no-report", "-q", "--workers", "1", "--out", str(out)]
+        command = [sys.executable, "-m", "fedimaging.cli", "simulate", str(path), "--no-report", "-q", "--workers", "1"]
+        command += ["--out", str(out)]
         took = seconds(command, environment)
         report = json.loads((out / "report.json").read_text())
         megabytes = report["bytes_per_round_per_site"] / 2 / 2**20
         print(
             f"{hospitals} hospitals, {megabytes:.1f} MB of weights, {rounds} round(s): {took:.0f} s, "
-            f"peak {report['peak_memory_mb']:.0f} MB, hospitals in the last round: {len(report['rounds'][-1]['sites'])}", flush=True,
+            f"peak {report['peak_memory_mb']:.0f} MB, hospitals in the last round: {len(report['rounds'][-1]['sites'])}",
+            flush=True,
         )
 
 
@@ -136,7 +141,8 @@ def main() -> None:
             return
         rows = [measure(case, arguments.data.resolve(), arguments.repeats, folder) for case in arguments.case]
     print(f"\n{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print("| case | federation | workers | bare, all threads | bare, a process a core | ratio to the better |\n|---|---|---|---|---|---|")
+    print("| case | federation | workers | bare, all threads | bare, a process a core | ratio to the better |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
         m = row["medians"]
         print(

@@ -1,8 +1,8 @@
 """The default carrier: the same ServerApp and ClientApp, without a network, lazily and in a fixed order.
 
 `workers` 1 runs the hospitals one after another in this process with all threads; more fork that many processes, each
-with one thread (a thread pool does not survive a fork). Replies come in the order of the messages whatever finishes first, and at most two
-messages a worker are under way, so memory does not grow with the number of hospitals.
+with one thread (a thread pool does not survive a fork). Replies come in the order of the messages whatever finishes
+first, and at most two messages a worker are under way, so memory does not grow with the number of hospitals.
 """
 
 import contextlib

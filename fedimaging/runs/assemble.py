@@ -144,10 +144,7 @@ def _prevalence(study: Study, dataset: Dataset, rows: np.ndarray) -> dict[str, f
         return None
     labels = dataset.labels[rows]
     names = study.task.class_names or (study.task.labels if labels.ndim == 2 else None)
-    if labels.ndim == 2:
-        shares = labels.mean(axis=0)
-    else:
-        shares = np.bincount(labels, minlength=study.task.classes) / len(labels)
+    shares = labels.mean(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=study.task.classes) / len(labels)
     return {(names[k] if names else str(k)): round(float(share), 4) for k, share in enumerate(shares)}
 
 
@@ -163,7 +160,8 @@ def _privacy(study: Study, facts: Mapping[str, Any]) -> dict[str, Any] | None:
         "What the model says about groups: differential privacy hides individuals, not facts about populations.",
         "Simulated noise follows from the study's seed so that runs can be repeated: whoever knows the seed can remove it. "
         "Hospitals use a cryptographic generator instead.",
-        "Choosing a study's settings by looking at results on the same patients: such runs are charged only where they share a ledger.",
+        "Choosing a study's settings by looking at results on the same patients: such runs are charged only where they share "
+        "a ledger.",
     ]
     if unit == "record":
         not_protected.insert(0, "A patient with several scans: each further scan weakens the guarantee for the patient.")

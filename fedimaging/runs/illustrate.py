@@ -70,6 +70,7 @@ def _words(bench: Workbench, outputs: Any, target: Any) -> dict[str, Any]:
     if bench.task.multilabel:
         marked = [n for n, t in zip(names, target[0].tolist(), strict=True) if t > 0.5]
         found = [n for n, s in zip(names, scores.tolist(), strict=True) if s > 0.5]
-        return {"truth": ", ".join(marked) or "none", "prediction": ", ".join(found) or "none", "score": round(float(scores.max()), 3)}
+        best = round(float(scores.max()), 3)
+        return {"truth": ", ".join(marked) or "none", "prediction": ", ".join(found) or "none", "score": best}
     best = int(scores.argmax())
     return {"truth": names[int(target[0])], "prediction": names[best], "score": round(float(scores[best]), 3)}

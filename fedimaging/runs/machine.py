@@ -54,7 +54,7 @@ def choose_workers(site: Site, records_per_site: Mapping[str, int]) -> tuple[int
     alone = _one_pass(site)
     shared = max(_in_children(count, lambda: _one_pass(site)))
     total, largest = sum(records_per_site.values()), max(records_per_site.values())
-    facts = f"a pass of {_PROBE_BATCH} scans took {alone:.3f} s in one process with all threads, {shared:.3f} s in each of {count}"
+    facts = f"{_PROBE_BATCH} scans took {alone:.3f} s in one process with all threads, {shared:.3f} s in each of {count}"
     return (count, facts) if max(total / count, largest) * shared < total * alone else (1, facts)
 
 

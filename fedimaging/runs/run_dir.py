@@ -86,7 +86,7 @@ class RunDir:
 
     def _read_state(self, path: Path) -> ServerState:
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 moments = {n.removeprefix("moment."): kept[n] for n in kept.files if n.startswith("moment.")}
                 recent = tuple(kept[n] for n in sorted(kept.files) if n.startswith("recent."))
                 return ServerState(int(kept["round"]), kept["weights"], moments, recent)

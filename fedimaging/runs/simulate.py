@@ -1,6 +1,5 @@
 """`fedimaging simulate`: a whole federation on one machine, from study to report."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping

@@ -6,9 +6,9 @@ Two parts are a machine's own and no part of the fingerprint: `data.root` (where
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedimaging.aggregation.server_optimizers import ServerOptimizerSpec
 from fedimaging.data.spec import DataSpec, HospitalsSpec
@@ -61,8 +61,15 @@ class RuntimeSpec(Spec):
     """This machine's own choices; none of them changes what the study is."""
 
     device: str = "auto"
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    workers: int | Literal["auto"] = "auto"
     carrier: Literal["in_process", "ray"] = "in_process"
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _somebody_works(cls, value: object) -> object:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError("must be auto or a whole number of at least 1")
+        return value
 
 
 class Study(Spec):

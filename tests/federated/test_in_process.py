@@ -35,7 +35,8 @@ def _replies(client: ClientApp, n: int, workers: int, timeout: float | None = No
         content = RecordDict({"weights": ArrayRecord({"w": Array(np.zeros(2, np.float32))})})
         messages = [Message(content, node, "train") for node in grid.get_node_ids()]
         found.extend(grid.send_and_receive(messages, timeout=timeout))
-        assert set(content) == {"weights"} and set(content["weights"]) == {"w"}
+        assert set(content) == {"weights"}
+        assert set(content["weights"]) == {"w"}
 
     run_in_process(server, client, n, workers=workers, **keys)  # type: ignore[arg-type]
     return found

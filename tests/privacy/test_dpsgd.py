@@ -149,7 +149,9 @@ def test_records_carry_how_many_a_patient_has_into_every_charge() -> None:
     assert plan_for(PrivacySpec(noise_multiplier=1.0), 2000, 32, 63, 50).charge().scans_per_patient is None
 
 
-@pytest.mark.parametrize(("unit", "scans", "rule"), [("record", 0, "at least 1"), ("patient", 4, "no meaning for unit 'patient'")])
+@pytest.mark.parametrize(
+    ("unit", "scans", "rule"), [("record", 0, "at least 1"), ("patient", 4, "no meaning for unit 'patient'")]
+)
 def test_a_number_of_scans_that_means_nothing_is_refused(unit: Literal["record", "patient"], scans: int, rule: str) -> None:
     with pytest.raises(PrivacyError, match=rule):
         plan_for(PrivacySpec(unit=unit, noise_multiplier=1.0), 2000, 32, 63, 50, scans_per_patient=scans)

@@ -51,9 +51,15 @@ def test_mixed_units_are_told_as_the_weaker_one() -> None:
 @pytest.mark.parametrize(("changes", "said"), [
     ({}, "patient"),
     ({"unit": "record"}, "record; for a whole patient unknown: nobody said how many scans one has"),
-    ({"unit": "record", "scans_per_patient": 4, "patient_epsilon": 31.551}, "record; for a whole patient (up to 4 scans) ε = 31.56"),
+    (
+        {"unit": "record", "scans_per_patient": 4, "patient_epsilon": 31.551},
+        "record; for a whole patient (up to 4 scans) ε = 31.56",
+    ),
     ({"unit": "record", "scans_per_patient": 1, "patient_epsilon": 4.0}, "record; for a whole patient (one scan) ε = 4"),
-    ({"unit": "record", "scans_per_patient": 900, "patient_epsilon": None}, "record; for a whole patient (up to 900 scans) no limit"),
+    (
+        {"unit": "record", "scans_per_patient": 900, "patient_epsilon": None},
+        "record; for a whole patient (up to 900 scans) no limit",
+    ),
 ])
 def test_a_claim_for_scans_is_read_for_patients(changes: dict[str, Any], said: str) -> None:
     spent = site(**changes)["privacy"]

@@ -119,7 +119,8 @@ def test_kill_9_and_resume_gives_the_bits_of_an_undisturbed_run(tiny_study: Make
     assert np.array_equal(_weights(tmp_path / "calm"), _weights(tmp_path / "killed"))
     for name in ("hospital_01", "hospital_02", "hospital_03"):
         calm, killed = (
-            sum(c.steps for c in Ledger(tmp_path / run / "sites" / name / "ledger.sqlite").charges()) for run in ("calm", "killed")
+            sum(c.steps for c in Ledger(tmp_path / run / "sites" / name / "ledger.sqlite").charges())
+            for run in ("calm", "killed")
         )
         assert killed >= calm
 
