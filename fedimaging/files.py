@@ -46,10 +46,14 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line. Error: RunError when the disk is full or the folder cannot be written."""
+    """Append one line, on a line of its own also where a kill or a full disk cut the last one short. Error: RunError when
+    the disk is full or the folder cannot be written."""
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else "\n" + line
+            file.write(line.encode() + b"\n")
     except OSError as error:
         raise RunError(disk_fault(path, error)) from error
 

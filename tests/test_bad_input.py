@@ -134,7 +134,7 @@ def nan_volume(desk: Desk) -> None:
 
     volume = np.zeros((16, 16, 1), np.float32)
     volume[3, 4, 0] = np.nan
-    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), desk.folder / "nan.nii")  # type: ignore[attr-defined]
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), desk.folder / "nan.nii")
     desk.rows[3]["image"] = "nan.nii"
 
 
@@ -349,6 +349,7 @@ def test_lost_or_cut_round_lines_do_not_stop_a_resume(desk: Desk) -> None:
     desk.interrupted()
     (desk.out / "rounds.jsonl").write_bytes(b'\xff\xfe{\n[1]\n{"round": 1, "cut')
     assert desk.resumed().code == 0
+    assert [row["round"] for row in RunDir(desk.out).rounds()] == [3]
 
 
 @pytest.mark.parametrize(("spoil", "said"), [
@@ -391,18 +392,21 @@ def test_a_full_disk_under_the_image_store_leaves_nothing(desk: Desk, small_disk
     assert [path.name for path in small_disk.iterdir() if path.name != "hashes.json"] == []
 
 
-@pytest.mark.parametrize("pages", [0, 3, 7, 11])
-def test_a_full_disk_under_the_run_folder_is_one_error_and_resumable(desk: Desk, small_disk: Path, pages: int) -> None:
+@pytest.mark.parametrize(("pages", "privacy"), [(0, None), (3, None), (7, None), (11, None), (8, PRIVATE), (18, PRIVATE)])
+def test_a_full_disk_under_the_run_folder_is_one_error_and_resumable(
+    desk: Desk, small_disk: Path, pages: int, privacy: dict[str, Any] | None
+) -> None:
     size = os.sysconf("SC_PAGE_SIZE")
     out, filler = small_disk / "run", small_disk / "filler"
     out.mkdir()
     with filler.open("wb") as file:
         file.write(bytes(2 * 2**20 - pages * size))
-    error = one_error(desk.simulate("--out", out))
-    assert_says(error, "no space left on the disk that holds|cannot write")
+    error = one_error(desk.simulate("--out", out, privacy=privacy))
+    assert_says(error, "no space left on the disk that holds|cannot write|: 0 of 2 hospitals sent an update")
     assert not list(small_disk.rglob("*.part"))
     filler.unlink()
-    assert desk.simulate("--out", out, *(["--resume"] if (out / "study.yaml").exists() else [])).code == 0
+    words = ["--resume"] if (out / "study.yaml").exists() else []
+    assert desk.simulate("--out", out, *words, privacy=privacy).code == 0
     assert len(RunDir(out).rounds()) == 2
 
 
@@ -412,7 +416,7 @@ def test_ctrl_c_in_the_middle_of_a_run_is_one_line_and_resumable(desk: Desk) -> 
     words = ["simulate", str(desk.write(**blocks)), "--out", str(desk.out), "--no-report"]
     command = [sys.executable, "-m", "fedimaging.cli", *words]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not (desk.out / "rounds.jsonl").exists() and process.poll() is None:
+    while not (desk.out / "checkpoint.npz").exists() and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, err = process.communicate(timeout=60)

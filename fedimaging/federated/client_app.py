@@ -6,7 +6,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedimaging.errors import FedimagingError
+from fedimaging.errors import FedimagingError, RunError
 from fedimaging.federated import wire
 from fedimaging.site.site import Site
 
@@ -70,5 +70,8 @@ def _answer(
 def _refuse(site: Site | None, code: str) -> RecordDict:
     if site is None:
         return wire.write_refusal("", code)
-    site.log.write("refused", study=site.fingerprint, code=code)
+    try:
+        site.log.write("refused", study=site.fingerprint, code=code)
+    except RunError as error:  # the server gets its answer also where the disk of the log is full
+        _LOG.error("%s: %s", site.name, error)
     return wire.write_refusal(site.name, code)

@@ -53,6 +53,11 @@ def group_units(patient_ids: Sequence[str] | np.ndarray, unit: str) -> Units:
     return Units(np.argsort(member, kind="stable"), np.concatenate([[0], np.cumsum(counts)]))
 
 
+def most_records(patient_ids: Sequence[str] | np.ndarray) -> int:
+    """The most rows that one patient owns, 0 for no rows: what a record-level plan declares as `scans_per_patient`."""
+    return int(np.diff(group_units(patient_ids, "patient").starts).max(initial=0))
+
+
 def poisson_inclusion(uniforms: np.ndarray, sample_rate: float) -> np.ndarray:
     """Which units a step draws: each one alone, with probability `sample_rate`. `uniforms` (N,) lie in [0, 1).
 

@@ -13,7 +13,7 @@ from fedimaging.errors import DataError, PrivacyError, StudyError, bad_value
 from fedimaging.privacy.accounting import epsilon
 from fedimaging.privacy.budget import Budget
 from fedimaging.privacy.dpsgd import DpPlan, plan_for
-from fedimaging.privacy.units import group_units
+from fedimaging.privacy.units import group_units, most_records
 from fedimaging.site.simulated import SimulatedFederation
 from fedimaging.study.schema import Study
 
@@ -92,11 +92,6 @@ def with_plans(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFe
         )
         budgets[name] = _budget(study, name, plans[name])
     return replace(federation, plans=plans, budgets=budgets)
-
-
-def most_records(patient_ids: np.ndarray) -> int:
-    """The most rows (R,) that one patient owns: a simulation reads off what a hospital would declare."""
-    return int(np.unique(patient_ids, return_counts=True)[1].max())
 
 
 def pooled(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFederation:

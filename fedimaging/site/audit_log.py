@@ -4,6 +4,7 @@ Standard library only, so that an auditor can read and verify a log without this
 data is written: events name studies, rounds, codes, bytes and norms.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedimaging.errors import LedgerError
+from fedimaging.errors import LedgerError, RunError
+from fedimaging.files import disk_fault
 
 _START = "0" * 64
 
@@ -25,15 +27,20 @@ class AuditLog:
         self._sequence, self._head = _tail(path)
 
     def write(self, event: str, **facts: str | int | float | bool | None) -> None:
-        """Append one event."""
+        """Append one event, whole or not at all. Error: RunError when the disk is full or the log cannot be written."""
         body: dict[str, Any] = {"sequence": self._sequence, "time": round(time.time(), 3), "event": event, **facts}
         body["previous"] = self._head
         body["hash"] = _hash(body)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(body, sort_keys=True) + "\n")
-            file.flush()
-            if self._durable:
-                os.fsync(file.fileno())
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(body, sort_keys=True) + "\n")
+                file.flush()
+                if self._durable:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                _tail(self._path)  # cuts off the part of a line that a full disk took
+            raise RunError(disk_fault(self._path, error)) from error
         self._sequence, self._head = self._sequence + 1, body["hash"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedimaging.errors import SiteRefusal
+from fedimaging.errors import PrivacyError, SiteRefusal
 from fedimaging.files import write_whole
 from fedimaging.privacy.accounting import bound_for, epsilon, epsilon_rdp
 from fedimaging.privacy.budget import Budget, Charge
@@ -21,6 +21,7 @@ from fedimaging.privacy.dpsgd import DpPlan
 from fedimaging.privacy.group import patient_epsilon
 from fedimaging.privacy.ledger import Ledger
 from fedimaging.privacy.noise import NoiseSource
+from fedimaging.privacy.units import most_records
 from fedimaging.results import PrivacySpent, SiteEvaluation, SiteUpdate
 from fedimaging.site.audit_log import AuditLog
 from fedimaging.site.local_state import LocalState
@@ -78,6 +79,7 @@ class Site:
             raise SiteRefusal("wrong_round")
         if not len(self.train_records):
             raise SiteRefusal("no_training_data")
+        self._check_declared()
         digest = hashlib.sha256(instruction.weights.tobytes()).hexdigest() if self.plan else ""
         delta = self._released_before(instruction.round, digest)
         if delta is None:
@@ -133,6 +135,16 @@ class Site:
             raise SiteRefusal("wrong_shape")
         if not np.isfinite(weights).all():
             raise SiteRefusal("weights_not_finite")
+
+    def _check_declared(self) -> None:
+        """A record-level claim is read for patients by the declared bound: it must hold. Error: PrivacyError."""
+        declared = self.plan.scans_per_patient if self.plan else None
+        most = most_records(self.train_records.patient_ids) if declared is not None else 0
+        if declared is not None and most > declared:
+            raise PrivacyError(
+                f"scans_per_patient={declared} is below the {most} records that one patient has at site {self.name}; "
+                "declare as many, or leave records out."
+            )
 
     def _train_and_charge(self, instruction: TrainInstruction, digest: str) -> np.ndarray:
         entry = self._reserve(instruction.round)

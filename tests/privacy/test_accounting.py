@@ -83,6 +83,11 @@ def test_calibrated_noise_ends_under_its_target_and_close(target: float, delta: 
     assert target * (1 - 1.1e-3) <= theirs.self_compose(steps).get_epsilon_for_delta(delta) <= target
 
 
+@pytest.mark.parametrize(("target", "delta"), [(0.003, 1e-9), (1e-9, 1e-3)])
+def test_calibration_ends_also_near_the_step_of_the_grid(target: float, delta: float) -> None:
+    assert epsilon([Charge(calibrate(target, delta, 1.0, 1), 1.0, 1, "patient")], delta) <= target
+
+
 def test_calibration_is_kept() -> None:
     calibrate(8, 1e-5, 0.016, 3150)
     before = calibrate.cache_info().hits

@@ -3,7 +3,7 @@ import pytest
 
 from fedimaging.errors import PrivacyError
 from fedimaging.privacy.noise import SimulatedNoise
-from fedimaging.privacy.units import draw_scans, group_units, poisson_inclusion
+from fedimaging.privacy.units import draw_scans, group_units, most_records, poisson_inclusion
 
 IDS = np.array(["p2", "p1", "p2", "p3", "p2", "p1"])
 
@@ -86,3 +86,8 @@ def test_10_a_small_site_draws_nobody_in_a_third_of_its_steps() -> None:
     noise = SimulatedNoise(0, "pilot", 1)
     empty = np.mean([not noise.inclusion(step, 40, 1 / 40).any() for step in range(10_000)])
     assert abs(empty - 0.363) < 0.02
+
+
+def test_the_most_records_of_one_patient() -> None:
+    assert most_records(np.array(["a", "b", "a", "c", "a"])) == 3
+    assert most_records([]) == 0

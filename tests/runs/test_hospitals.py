@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from fedimaging.errors import PrivacyError
 from fedimaging.privacy.ledger import Ledger
 from fedimaging.results import PrivacySpent
 from fedimaging.runs import hospitals
@@ -15,6 +15,7 @@ from fedimaging.runs.live import LiveView
 from fedimaging.runs.options import Options
 from fedimaging.runs.simulate import simulate
 from fedimaging.site.simulated import SimulatedFederation, open_simulated_site
+from fedimaging.site.site import TrainInstruction
 from fedimaging.study.schema import Study
 
 MakeStudy = Callable[..., Study]
@@ -23,10 +24,6 @@ RECORD = ("privacy.unit=record", "privacy.engine=vmap", "data.phantoms.scans_per
 
 def federation(study: Study, folder: Path) -> SimulatedFederation:
     return hospitals.make_federation(study, hospitals.load_data(study), folder, "cpu")
-
-
-def test_the_most_records_of_one_patient() -> None:
-    assert hospitals.most_records(np.array(["a", "b", "a", "c", "a"])) == 3
 
 
 def test_a_record_level_plan_declares_how_many_scans_a_patient_has(tiny_study: MakeStudy, tmp_path: Path) -> None:
@@ -66,3 +63,13 @@ def test_without_a_declared_number_of_scans_nothing_is_said_about_patients(tiny_
 def test_no_limit_is_written_as_null(patient_epsilon: float | None) -> None:
     spent = PrivacySpent("record", 1.0, 1e-5, 8.0, "PLD", 10, 1.0, 0.1, 1.1, "secure", 4, patient_epsilon)
     assert spent.as_json()["patient_epsilon"] == (12.5 if patient_epsilon == 12.5 else None)
+
+
+def test_a_patient_with_more_scans_than_declared_is_refused_and_nothing_spent(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    federation(tiny_study(*RECORD), tmp_path).save()
+    site = open_simulated_site(tmp_path, 0)
+    assert site.plan is not None
+    site.plan = replace(site.plan, scans_per_patient=2)
+    with pytest.raises(PrivacyError, match="scans_per_patient=2 is below the 3 records that one patient has"):
+        site.train(TrainInstruction(site.fingerprint, 1, site.bench.initial))
+    assert not (site.folder / "ledger.sqlite").exists()
