@@ -80,7 +80,7 @@ def _simulated(dataset: Dataset, spec: HospitalsSpec, labels: np.ndarray | None)
     patients, first, which = np.unique(dataset.patient_ids, return_index=True, return_inverse=True)
     split = dataset.split[first]
     wanted, there = len(spec.site_names), int((split == "train").sum())
-    if wanted > there:
+    if wanted - len(spec.held_out) > there:
         raise DataError(f"hospitals={wanted} are more than the {there} patients to train on; make fewer hospitals.")
     kind = np.zeros(len(patients), dtype=np.int64)
     if spec.by == "label_skew":

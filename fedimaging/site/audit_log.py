@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from fedimaging.errors import LedgerError, RunError
-from fedimaging.files import disk_fault
 
 _START = "0" * 64
 
@@ -40,7 +39,8 @@ class AuditLog:
         except OSError as error:
             with contextlib.suppress(OSError):
                 _tail(self._path)  # cuts off the part of a line that a full disk took
-            raise RunError(disk_fault(self._path, error)) from error
+            text = f"audit log {str(self._path)!r} cannot be written: {error.strerror}; free some space, or check its folder."
+            raise RunError(text) from error
         self._sequence, self._head = self._sequence + 1, body["hash"]
 
 

@@ -124,7 +124,7 @@ def test_a_hospital_that_cannot_train_is_refused_unless_held_out() -> None:
     with pytest.raises(DataError, match=r"'south' has no training patient; name it in hospitals.held_out"):
         assign(data, HospitalsSpec())
     assert assign(data, HospitalsSpec(held_out=["south"])).tolist() == ["north", "south"]
-    with pytest.raises(DataError, match="has no training patient; make fewer"):
+    with pytest.raises(DataError, match="hospitals=9 are more than the 2 patients to train on; make fewer"):
         assign(pool(patients=3), HospitalsSpec(by="iid", count=9))
 
 

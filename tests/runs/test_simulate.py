@@ -148,7 +148,7 @@ def test_a_round_that_would_pass_the_budget_is_refused_and_the_run_says_so(tiny_
         (("hospitals.column=clinic",), DataError, "clinic"),
         (("task.label=tumour",), DataError, "tumour"),
         (("runtime.device=abacus",), StudyError, "abacus"),
-        (("federation.minimum_replies=9",), RunError, "at least 9"),
+        (("federation.minimum_replies=9",), StudyError, "minimum_replies=9 is above the 3 hospitals"),
     ],
 )
 def test_what_cannot_work_is_one_clear_error(

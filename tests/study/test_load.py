@@ -42,7 +42,7 @@ def test_an_override_replaces_one_key() -> None:
         ("model.name=small_cn", ["small_cnn", "small_cn"]),
         ("privacy.noise_multiplier=1.0", ["exactly one"]),
         ("privacy.delta=2", ["privacy.delta=2", "less than 1"]),
-        ("training.local_steps=3", ["exactly one of local_epochs and local_steps"]),
+        ("training.local_epochs=3", ["exactly one of local_epochs and local_steps"]),
         ("federation.algorithm=fedprox", ["proximal_mu"]),
         ("data.image_size=large", ["data.image_size"]),
         ("name=a b", ["name='a b'"]),
