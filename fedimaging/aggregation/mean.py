@@ -5,6 +5,12 @@ import numpy as np
 from fedimaging.errors import FedimagingError, bad_value
 
 
+def l2_norm(vector: np.ndarray) -> float:
+    """Euclidean norm of a vector (P,), summed in float64 and without BLAS: one call into a threaded BLAS leaves its
+    threads spinning for milliseconds, which slowed training beside it threefold (measured with OpenBLAS on 2 cores)."""
+    return float(np.sqrt(np.square(vector, dtype=np.float64).sum()))
+
+
 class StreamingMean:
     """Running weighted mean of float32 vectors (P,), summed in float64.
 

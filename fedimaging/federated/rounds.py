@@ -13,7 +13,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedimaging.aggregation.cohort import cohort
-from fedimaging.aggregation.mean import StreamingMean
+from fedimaging.aggregation.mean import StreamingMean, l2_norm
 from fedimaging.aggregation.server_optimizers import Moments, first_moments, server_step
 from fedimaging.errors import RunError, SiteRefusal
 from fedimaging.federated import wire
@@ -125,7 +125,7 @@ def run_round(grid: Grid, federation: Federation, nodes: Mapping[str, int], stat
         metrics=federation.total_metrics(evaluations),
         site_metrics={e.site: {"loss": e.loss, **e.metrics} for e in evaluations},
         epsilon={site: federation.planned_epsilon(site, number) for site in done},
-        update_norm=float(np.linalg.norm(update_mean)),
+        update_norm=l2_norm(update_mean),
         seconds={"training": trained - began, "evaluation": time.monotonic() - trained},
         bytes_per_site=2 * state.weights.nbytes,
     )

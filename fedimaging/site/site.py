@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedimaging.aggregation.mean import l2_norm
 from fedimaging.errors import PrivacyError, SiteRefusal
 from fedimaging.files import write_whole
 from fedimaging.privacy.accounting import bound_for, epsilon, epsilon_rdp
@@ -84,7 +85,7 @@ class Site:
         delta = self._released_before(instruction.round, digest)
         if delta is None:
             delta = self._train_and_charge(instruction, digest)
-        norm = float(np.linalg.norm(delta.astype(np.float64)))
+        norm = l2_norm(delta)
         self.log.write("released", study=self.fingerprint, round=instruction.round, bytes=delta.nbytes, norm=norm)
         return SiteUpdate(self.name, instruction.round, delta)
 
@@ -178,7 +179,7 @@ class Site:
         return self._opened_ledger
 
     def _check_release(self, delta: np.ndarray) -> None:
-        norm = np.linalg.norm(delta.astype(np.float64))
+        norm = l2_norm(delta)
         if not math.isfinite(norm):
             raise SiteRefusal("update_not_finite")
         if norm > self.policy.maximum_update_norm:
