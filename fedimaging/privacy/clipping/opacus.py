@@ -3,6 +3,7 @@
 Ghost clipping is not offered: its norms are per scan, and a patient's scans must be added before the norm is taken.
 """
 
+import copy
 import warnings
 
 import torch
@@ -76,7 +77,18 @@ def _prove_independence(model: nn.Module, losses: Losses, batch: UnitBatch) -> N
     (reach,) = torch.autograd.grad(scan_losses(losses, model(x), y)[0], x)
     if bool(reach[1].any()):
         raise Unsupported("the model or the loss mixes scans; take engine 'loop'.")
+    _prove_hooks_fit(model)
     _proven.add(key)
+
+
+def _prove_hooks_fit(model: nn.Module) -> None:
+    """Hang the hooks on a copy first: where Opacus refuses half-way, it leaves hooks behind that nobody can take off."""
+    from opacus import GradSampleModule
+
+    try:
+        GradSampleModule(copy.deepcopy(model), loss_reduction="sum", strict=False)
+    except (NotImplementedError, ValueError) as error:
+        raise Unsupported(f"engine 'opacus' refuses this model ({error}); take engine 'loop'.") from error
 
 
 def _by_unit(parameter: nn.Parameter, unit_of_scan: Tensor, n_units: int) -> Tensor:
