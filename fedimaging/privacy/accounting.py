@@ -191,7 +191,7 @@ def _scans(charge: Charge) -> int:
     if charge.scans_per_patient is None:
         raise PrivacyError(
             "record-level charges cannot be read at patient level without an upper bound on scans per patient: keep "
-            "record-level and patient-level studies in separate ledgers, or state data.scans_per_patient."
+            "record-level and patient-level studies in separate ledgers."
         )
     return charge.scans_per_patient
 

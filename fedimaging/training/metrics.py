@@ -1,4 +1,8 @@
-"""Classification metrics with intervals over patients. Points by scikit-learn, intervals by its vectorised equals."""
+"""Classification metrics with intervals over patients.
+
+Points and intervals come from one set of vectorised functions, which the tests hold equal to scikit-learn's; importing
+scikit-learn in every run would cost more than a second.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +38,7 @@ def classification_metrics(
         ),
         "brier": partial(weighted.mean, _brier(scores, labels, kind)),
     }
-    points = _points(scores, labels, kind, {name: float(s(np.ones((1, len(scores))))[0]) for name, s in statistics.items()})
+    points = {name: float(statistic(np.ones((1, len(scores))))[0]) for name, statistic in statistics.items()}
     return {
         name: interval(points[name], statistic, patient_ids, resamples=resamples, seed=seed)
         for name, statistic in statistics.items()
@@ -94,19 +98,3 @@ def _brier(scores: np.ndarray, labels: np.ndarray, kind: str) -> np.ndarray:
     if kind == "binary":
         return np.asarray((scores[:, 1] - (labels == 1)) ** 2, np.float64)
     return np.asarray(((scores - (labels[:, None] == np.arange(scores.shape[1]))) ** 2).sum(1), np.float64)
-
-
-def _points(scores: np.ndarray, labels: np.ndarray, kind: str, ours: dict[str, float]) -> dict[str, float]:
-    """Point values: scikit-learn's where it has the binary metric, else the weighted form with equal weights."""
-    if kind != "binary" or len(np.unique(labels)) < 2:
-        return ours
-    from sklearn import metrics
-
-    positive = scores[:, 1]
-    return {
-        **ours,
-        "auroc": float(metrics.roc_auc_score(labels, positive)),
-        "average_precision": float(metrics.average_precision_score(labels, positive)),
-        "balanced_accuracy": float(metrics.balanced_accuracy_score(labels, scores.argmax(1))),
-        "brier": float(metrics.brier_score_loss(labels, positive)),
-    }
