@@ -412,23 +412,23 @@ def test_a_full_disk_under_the_run_folder_is_one_error_and_resumable(
 
 def test_ctrl_c_in_the_middle_of_a_run_is_one_line_and_resumable(desk: Desk) -> None:
     runtime = {"workers": 2, "device": "cpu"}
-    blocks = {"federation": {"rounds": 40}, "evaluation": {"every": 0, "resamples": 100}, "runtime": runtime}
+    blocks = {"federation": {"rounds": 300}, "evaluation": {"every": 0, "resamples": 100}, "runtime": runtime}
     words = ["simulate", str(desk.write(**blocks)), "--out", str(desk.out), "--no-report"]
     command = [sys.executable, "-m", "fedimaging.cli", *words]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not (desk.out / "checkpoint.npz").exists() and process.poll() is None:
-        time.sleep(0.01)
+        time.sleep(0.002)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "interrupted; what was finished is kept, go on with --resume."
     done = len(RunDir(desk.out).rounds())
-    assert 1 <= done < 40
+    assert 1 <= done < 300
     ended = desk.simulate("--resume", **blocks)
     assert ended.code == 0, ended.err
-    assert f"round {done + 1}/40" in ended.err or f"round {done}/40" in ended.err  # the last line may lack its checkpoint
-    assert len(RunDir(desk.out).rounds()) == 40
+    assert f"round {done + 1}/300" in ended.err or f"round {done}/300" in ended.err  # the last line may lack its checkpoint
+    assert len(RunDir(desk.out).rounds()) == 300
 
 
 def test_the_installed_module_says_the_same(desk: Desk) -> None:
