@@ -18,7 +18,7 @@ from torch import nn
 
 
 def build(case: dict[str, Any]) -> nn.Module:
-    """The MONAI DenseNet of the case with GroupNorm, groups of 1 to 8 channels as the federation builds it."""
+    """The MONAI DenseNet of the case with GroupNorm in the groups that the federation builds."""
     torch.manual_seed(0)
     model = DenseNet(spatial_dims=2, in_channels=1, out_channels=2, **case["network"])
     for module in model.modules():
