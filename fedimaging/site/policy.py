@@ -14,8 +14,6 @@ class SitePolicy(Spec):
     scores per scan under pseudonyms (simulations only: scores of real patients are personal data).
     """
 
-    budget_epsilon: float | None = Field(None, gt=0)
-    budget_delta: float | None = Field(None, gt=0, lt=1)
     minimum_noise_multiplier: float = Field(0.0, ge=0)
     release_evaluation: Literal["none", "metrics", "scores"] = "none"
     maximum_update_norm: float = Field(1e4, gt=0)

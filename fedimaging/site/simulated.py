@@ -115,7 +115,7 @@ def open_simulated_site(folder: Path, place: int) -> Site:
         folder=federation.site_folder(name),
         study=federation.study,
         policy=SitePolicy(
-            budget_epsilon=policy.budget_epsilon, minimum_noise_multiplier=policy.minimum_noise_multiplier,
+            minimum_noise_multiplier=policy.minimum_noise_multiplier,
             release_evaluation=policy.release_evaluation, allow_simulated_noise=True, durable_log=False,
         ),
         bench=opened.bench,

@@ -166,6 +166,10 @@ class Site:
     def _reserve(self, round: int) -> int | None:
         if self.plan is None or self.budget is None:
             return None
+        if self.plan.noise_multiplier < self.policy.minimum_noise_multiplier:
+            raise SiteRefusal("privacy", "the study's noise is below this hospital's least; raise it in the study.")
+        if not self.noise_for(round).name.startswith("secure") and not self.policy.allow_simulated_noise:
+            raise SiteRefusal("privacy", "this hospital's policy does not allow simulated noise.")
         entry = self._ledger().reserve(
             study=self.fingerprint, run=self.arm, round=round, charge=self.plan.charge(), budget=self.budget,
             epsilon_of=bound_for(self.budget),
