@@ -13,6 +13,8 @@ from fedimaging.errors import PrivacyError
 from fedimaging.privacy.dpsgd import DpPlan, private_gradient
 from fedimaging.privacy.noise import NoiseSource
 from fedimaging.privacy.units import draw_scans, group_units
+from fedimaging.training.lean_optimizer import step as optimizer_step
+from fedimaging.training.lean_optimizer import without_compiler
 from fedimaging.training.workbench import SiteRecords, Workbench
 
 
@@ -48,7 +50,7 @@ def train_locally(
         for parameter, centre in zip(parameters, anchor, strict=False):
             assert parameter.grad is not None
             parameter.grad.add_(parameter.detach() - centre, alpha=bench.proximal_mu)
-        optimizer.step()
+        optimizer_step(optimizer)
         steps += 1
     optimizer.zero_grad(set_to_none=True)
     return LocalResult(bench.vector(), steps)
@@ -60,6 +62,7 @@ def plain_steps(bench: Workbench, n_records: int) -> int:
 
 
 def _optimizer(bench: Workbench, parameters: list[torch.nn.Parameter], round: int) -> torch.optim.Optimizer:
+    without_compiler()
     spec = bench.training
     rate = spec.learning_rate_in(round, bench.rounds)
     if spec.optimizer == "sgd":

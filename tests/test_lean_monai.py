@@ -1,0 +1,66 @@
+"""A lean import of MONAI gives the same networks as the whole of it, and the whole stays within reach."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+_SCRIPT = """
+import json, sys
+lean = sys.argv[1] == "lean"
+if lean:
+    from fedimaging import lean_monai
+    lean_monai.install()
+import hashlib
+import torch
+from monai.networks import nets
+names = {
+    "DenseNet121": dict(spatial_dims=2, in_channels=1, out_channels=2),
+    "UNet": dict(spatial_dims=3, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,)),
+    "SwinUNETR": dict(in_channels=1, out_channels=2, feature_size=12, spatial_dims=2),
+}
+found = {}
+for name, options in names.items():
+    torch.manual_seed(0)
+    state = getattr(nets, name)(**options).state_dict()
+    digest = hashlib.sha256()
+    for key, value in state.items():
+        digest.update(key.encode() + value.contiguous().numpy().tobytes())
+    found[name] = digest.hexdigest()
+found["modules"] = sum(name.startswith("monai.") for name in sys.modules)
+if lean:
+    import monai
+    from monai.transforms import Compose, ScaleIntensity
+    found["whole"] = [monai.metrics.DiceMetric.__name__, monai.__version__, type(Compose([ScaleIntensity()])).__name__]
+    assert not hasattr(monai, "nothing_of_this_name") and not hasattr(nets, "nothing_of_this_name")
+    assert "UNet" in nets.__all__
+print(json.dumps(found))
+"""
+
+
+def _run(how: str) -> dict[str, object]:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", _SCRIPT, how], capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.slow
+def test_a_lean_import_builds_the_same_networks_with_a_tenth_of_the_modules() -> None:
+    lean, whole = _run("lean"), _run("whole")
+    assert int(str(lean.pop("modules"))) * 10 < int(str(whole.pop("modules")))
+    words = lean.pop("whole")
+    assert isinstance(words, list)
+    assert words[0] == "DiceMetric"
+    assert words[1][0].isdigit()
+    assert words[2] == "Compose"
+    assert lean == whole
+
+
+def test_installing_twice_or_after_monai_changes_nothing() -> None:
+    script = (
+        "import sys, types; from fedimaging import lean_monai; lean_monai.install(); lean_monai.install();"
+        "n = len([f for f in sys.meta_path if type(f).__module__ == 'fedimaging.lean_monai']); assert n == 1, n;"
+        "sys.meta_path.pop(0); sys.modules['monai'] = types.ModuleType('monai'); before = list(sys.meta_path);"
+        "lean_monai.install(); assert sys.meta_path == before"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
