@@ -13,6 +13,7 @@ from fedimaging.models.spec import ModelSpec
 from fedimaging.models.state import head_parameter_names, model_fingerprint, norm_parameter_names
 from fedimaging.models.zoo import build_model
 from fedimaging.privacy.spec import PrivacySpec
+from fedimaging.training.memory import keep_freed_memory
 from fedimaging.training.spec import LocalTraining
 from fedimaging.training.task_spec import TaskSpec
 from fedimaging.training.tasks import Task, make_task
@@ -84,6 +85,7 @@ def build_workbench(
     seed: int, device: str,
 ) -> Workbench:
     """Build the network from the study's own specs. Equal arguments give equal weights on every machine."""
+    keep_freed_memory()
     where = resolve_device(device)
     task_ = make_task(task)
     network = build_model(model, in_channels=channels, out_channels=task_.out_channels, image_size=image_size, seed=seed)
