@@ -38,7 +38,8 @@ def train_locally(
     term free of data (FedProx, Li et al. 2020), so it costs no privacy.
     """
     bench.load(start)
-    bench.model.train()
+    if not bench.model.training:
+        bench.model.train()
     parameters = bench.parameters()
     optimizer = _optimizer(bench, parameters, round)
     anchor = [p.detach().clone() for p in parameters] if bench.proximal_mu else []
@@ -52,7 +53,7 @@ def train_locally(
             parameter.grad.add_(parameter.detach() - centre, alpha=bench.proximal_mu)
         optimizer_step(optimizer)
         steps += 1
-    optimizer.zero_grad(set_to_none=True)
+    bench.forget_gradients()
     return LocalResult(bench.vector(), steps)
 
 
@@ -77,7 +78,7 @@ def _plain_gradients(bench: Workbench, records: SiteRecords, key: str) -> Iterat
     places = _shuffled(len(records), bench.training.batch_size, generator)
     for step in range(plain_steps(bench, len(records))):
         x, y = _batch(bench, records, next(places), _torch_generator(f"{key}/augment/{step}"))
-        bench.model.zero_grad(set_to_none=True)
+        bench.forget_gradients()
         bench.task.losses(bench.model(x), y).mean().backward()
         yield
 

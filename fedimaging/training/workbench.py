@@ -41,10 +41,14 @@ class Workbench:
     initial: np.ndarray
     fingerprint: str
 
+    def __post_init__(self) -> None:
+        self._trainable = [p for p in self.model.parameters() if p.requires_grad]  # walking the modules takes a millisecond
+        self._all_shared = bool(self.shared.all())
+
     @property
     def all_shared(self) -> bool:
         """True where every trainable tensor travels."""
-        return bool(self.shared.all())
+        return self._all_shared
 
     @property
     def shared_size(self) -> int:
@@ -53,14 +57,18 @@ class Workbench:
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable tensors in order."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        return self._trainable
+
+    def forget_gradients(self) -> None:
+        """No tensor has a gradient afterwards."""
+        for parameter in self._trainable:
+            parameter.grad = None
 
     def load(self, vector: np.ndarray) -> None:
         """Copy a full vector (V,) into the network."""
         flat = torch.from_numpy(np.ascontiguousarray(vector)).to(self.device)
         with torch.no_grad():
-            for parameter, piece in self._pieces(flat):
-                parameter.copy_(piece)
+            torch._foreach_copy_(self._trainable, [piece for _, piece in self._pieces(flat)])
 
     def vector(self) -> np.ndarray:
         """The network's trainable tensors as one float32 vector (V,) on the CPU."""
