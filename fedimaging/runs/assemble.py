@@ -57,6 +57,7 @@ def head(
         "versions": machine.versions(),
         "machine": machine.machine(federation.device),
         "workers_reason": facts["workers_reason"],
+        "memory_format": {"name": facts["memory_format"], "reason": facts["memory_format_reason"]},
         "data_fingerprint": dataset.fingerprint,
         "task": {"kind": study.task.kind, "class_names": list(bench.task.class_names), "primary_metric": primary_metric(study)},
         "model": {

@@ -23,6 +23,9 @@ def cost_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     if report.get("workers") is not None:
         reason = f" ({report['workers_reason']})" if report.get("workers_reason") else ""
         rows.append(("Processes that trained", count_text(report["workers"]) + reason))
+    layout = report.get("memory_format")
+    if layout:
+        rows.append(("Layout of activations in memory", f"{layout['name'].replace('_', ' ')} ({layout['reason']})"))
     return rows + _machine_rows(report.get("machine") or {})
 
 

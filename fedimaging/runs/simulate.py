@@ -85,7 +85,8 @@ def _prepare(study: Study, options: Options, folder: RunDir, view: LiveView) -> 
     if not facts:
         federation.save()
         facts = _decide(study, options, federation) | {"data_fingerprint": dataset.fingerprint}
-    federation = replace(federation, plans={n: replace(p, engine=facts["engine"]) for n, p in federation.plans.items()})
+    plans = {name: replace(plan, engine=facts["engine"]) for name, plan in federation.plans.items()}
+    federation = replace(federation, plans=plans, memory_format=facts["memory_format"])
     federation.save()
     write_json(folder.path / "run.json", facts)
     workers = int(facts["workers"])
@@ -98,8 +99,9 @@ def _decide(study: Study, options: Options, federation: SimulatedFederation) -> 
     site = open_simulated_site(federation.folder, federation.names.index(max(sizes, key=lambda name: sizes[name])))
     wanted = options.workers if options.workers != "auto" else study.runtime.workers
     workers, why = (int(wanted), "as asked") if wanted != "auto" else machine.choose_workers(site, sizes)
-    engine = machine.choose_engine(site, workers)
-    return {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "workers": workers, "workers_reason": why, **engine}
+    chosen = {"workers": workers, "workers_reason": why, **machine.choose_engine(site, workers)}
+    chosen |= machine.choose_memory_format(site, workers)
+    return {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **chosen}
 
 
 def _train(run: _Run, federation: SimulatedFederation, label: str, tracker: Tracker | None = None) -> _Arm:

@@ -22,7 +22,7 @@ from fedimaging.privacy.noise import SimulatedNoise
 from fedimaging.site.policy import SitePolicy
 from fedimaging.site.site import Site
 from fedimaging.study.schema import Study
-from fedimaging.training.workbench import SiteRecords, Workbench, build_workbench
+from fedimaging.training.workbench import MemoryFormat, SiteRecords, Workbench, build_workbench
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class SimulatedFederation:
     budgets: dict[str, Budget]
     device: str
     arm: str = "federated"
+    memory_format: MemoryFormat = "contiguous"
 
     @property
     def train_names(self) -> tuple[str, ...]:
@@ -69,7 +70,7 @@ class SimulatedFederation:
             "study": self.study.model_dump(mode="json"), "store": str(self.store), "names": list(self.names),
             "plans": {name: asdict(plan) for name, plan in self.plans.items()},
             "budgets": {name: asdict(budget) for name, budget in self.budgets.items()},
-            "device": self.device, "arm": self.arm,
+            "device": self.device, "arm": self.arm, "memory_format": self.memory_format,
         })
 
     @classmethod
@@ -82,7 +83,7 @@ class SimulatedFederation:
             folder, Study.model_validate(tree["study"]), Path(tree["store"]), tuple(tree["names"]), train_site,
             test_site, {name: DpPlan(**plan) for name, plan in tree["plans"].items()},
             {name: Budget(**budget) for name, budget in tree["budgets"].items()}, tree["device"],
-            tree["arm"],
+            tree["arm"], tree["memory_format"],
         )
 
 
@@ -139,10 +140,12 @@ def _opened(folder: Path, version: int) -> _Opened:
     """Kept for the process until the federation is saved again (`version` is its file's time)."""
     federation = SimulatedFederation.open(folder)
     count = len(federation.names)
+    bench = shared_workbench(federation.study, federation.device)
+    bench.use_memory_format(federation.memory_format)
     return _Opened(
         federation,
         Dataset.open(federation.store),
-        shared_workbench(federation.study, federation.device),
+        bench,
         _rows_by_site(federation.train_site, count),
         _rows_by_site(federation.test_site, count),
     )

@@ -53,7 +53,7 @@ def predict(bench: Workbench, records: SiteRecords, batch: int | None = None) ->
         for first in range(0, len(records), size):
             places = np.arange(first, min(first + size, len(records)))
             y = records.targets(places, bench.task.kind).to(bench.device)
-            outputs = bench.model(records.images(places).to(bench.device))
+            outputs = bench.model(bench.placed(records.images(places)))
             yield outputs, y, bench.task.losses(outputs, y)
     bench.model.train()
 

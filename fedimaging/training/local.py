@@ -123,7 +123,7 @@ def _batch(
         segmentation = bench.task.needs_mask
         x, masks = augment(x, y if segmentation else None, spec, generator)
         y = masks if segmentation and masks is not None else y
-    return x.to(bench.device), y.to(bench.device)
+    return bench.placed(x), y.to(bench.device)
 
 
 def _generator(key: str) -> np.random.Generator:

@@ -21,6 +21,8 @@ from fedimaging.training.tasks import Task, make_task
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MemoryFormat = Literal["contiguous", "channels_last"]
+
 
 @dataclass
 class Workbench:
@@ -40,6 +42,8 @@ class Workbench:
     shared: np.ndarray
     initial: np.ndarray
     fingerprint: str
+    image_dims: int
+    memory_format: torch.memory_format = torch.contiguous_format
 
     def __post_init__(self) -> None:
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]  # walking the modules takes a millisecond
@@ -64,11 +68,27 @@ class Workbench:
         for parameter in self._trainable:
             parameter.grad = None
 
+    def use_memory_format(self, name: MemoryFormat) -> None:
+        """Lay activations and kernels out so in memory from here on; the numbers stay the same but for rounding.
+
+        For training without privacy: clipping engines take the layout as it is made.
+        """
+        dims = self.image_dims
+        self.memory_format = _channels_last(dims) if name == "channels_last" else torch.contiguous_format
+        for parameter in self.model.parameters():
+            if parameter.ndim == dims + 2:
+                parameter.data = parameter.data.contiguous(memory_format=self.memory_format)
+
+    def placed(self, x: Tensor) -> Tensor:
+        """A batch of scans (S, C, *spatial) on the device, in the network's memory format."""
+        return x.to(self.device, memory_format=self.memory_format)
+
     def load(self, vector: np.ndarray) -> None:
         """Copy a full vector (V,) into the network."""
         flat = torch.from_numpy(np.ascontiguousarray(vector)).to(self.device)
         with torch.no_grad():
-            torch._foreach_copy_(self._trainable, [piece for _, piece in self._pieces(flat)])
+            pieces: list[Tensor] = [piece for _, piece in self._pieces(flat)]
+            torch._foreach_copy_(list[Tensor](self._trainable), pieces)
 
     def vector(self) -> np.ndarray:
         """The network's trainable tensors as one float32 vector (V,) on the CPU."""
@@ -103,10 +123,14 @@ def build_workbench(
     shared = np.concatenate([np.full(size, name not in local) for name, size in sizes.items()])
     bench = Workbench(
         network, task_, training, privacy, rounds, proximal_mu, where, shared,
-        np.zeros(len(shared), np.float32), model_fingerprint(network),
+        np.zeros(len(shared), np.float32), model_fingerprint(network), len(image_size),
     )
     bench.initial = bench.vector().copy()
     return bench
+
+
+def _channels_last(dims: int) -> torch.memory_format:
+    return torch.channels_last if dims == 2 else torch.channels_last_3d
 
 
 def _local_names(network: nn.Module, kind: str) -> set[str]:
