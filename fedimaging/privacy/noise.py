@@ -2,7 +2,8 @@
 
 `SecureNoise` is keyed by the operating system and cannot be seeded. `SimulatedNoise` is a pure function of
 (seed, site, round, step, purpose), so hospitals and rounds never share noise and any carrier gives the same numbers.
-Both generate on the CPU in float64, add in float64 and only then round to the tensor's type.
+Both generate on the CPU. Secure noise is made and added in float64 and only then rounded to the tensor's type; simulated
+noise, which protects nobody, in float32, three times as fast.
 
 Sources: Mironov 2012 (what the last bits of floating-point noise give away); Holohan and Braghin 2021 (the sum of
 several Gaussians as a remedy); Salmon et al. 2011 (Philox, a counter-based generator).
@@ -23,7 +24,7 @@ from torch import Tensor
 from fedimaging.errors import PrivacyError, bad_value
 from fedimaging.privacy.units import poisson_inclusion
 
-_CHUNK = 1 << 18  # numbers per independent stream: fits the cache, and the streams can be filled side by side
+_CHUNK = 1 << 17  # numbers per independent stream: fits the cache, and the streams can be filled side by side
 _DRAWS = 4  # Gaussians summed for one number of secure noise
 _MANTISSA = 0x000F_FFFF_FFFF_FFFF
 _EXPONENT_OF_ONE = 0x3FF0_0000_0000_0000
@@ -68,9 +69,11 @@ class SimulatedNoise:
         _check_std(std)
 
         def fill(index: int, out: Tensor) -> None:
-            self.generator(step, f"gaussian {index}").standard_normal(out=out.numpy())
+            digest = hashlib.sha256(f"{self._origin}\n{step}\ngaussian {index}".encode()).digest()
+            stream = np.random.SFC64(np.random.SeedSequence(int.from_bytes(digest, "little")))
+            np.random.Generator(stream).standard_normal(out=out.numpy(), dtype=np.float32)
 
-        _add_in_float64(tensors, std, fill)
+        _add(tensors, std, fill, torch.float32)
 
 
 class SecureNoise:
@@ -94,8 +97,7 @@ class SecureNoise:
     def add_gaussian(self, tensors: Sequence[Tensor], std: float, step: int) -> None:
         """See `NoiseSource.add_gaussian`. Each number is the sum of four Gaussians, each of a quarter of the variance."""
         _check_std(std)
-
-        _add_in_float64(tensors, std, lambda index, out: _fill_secure_normal(out))
+        _add(tensors, std, lambda index, out: _fill_secure_normal(out), torch.float64)
 
 
 def _check_std(std: float) -> None:
@@ -103,22 +105,30 @@ def _check_std(std: float) -> None:
         raise PrivacyError(bad_value("std of the noise", std, "must be a finite number, 0 or above"))
 
 
-def _add_in_float64(tensors: Sequence[Tensor], std: float, fill: Callable[[int, Tensor], None]) -> None:
-    """Add std times standard normals, chunk by chunk; `fill(index, out)` writes chunk `index` into a float64 buffer."""
-    flats = [tensor.detach().reshape(-1) for tensor in tensors]
-    chunks = [chunk for flat in flats for chunk in flat.split(_CHUNK)]
+def _add(
+    tensors: Sequence[Tensor], std: float, fill: Callable[[int, Tensor], None], precision: torch.dtype
+) -> None:
+    """Add std times standard normals; `fill(index, out)` writes chunk `index` of all numbers laid end to end. Product
+    and sum are formed in `precision`, or the tensors' own type if that is wider, and only then rounded."""
+    if not tensors:
+        return
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    chunks = flat.split(_CHUNK)
 
     def add(index: int) -> None:
-        normal = torch.empty(len(chunks[index]), dtype=torch.float64)
+        normal = torch.empty(len(chunks[index]), dtype=precision)
         fill(index, normal)
         chunk = chunks[index]
-        chunk.copy_(normal.mul_(std).to(chunk.device).add_(chunk))
+        chunk.copy_(normal.mul_(std).to(chunk.device).add(chunk))
 
-    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        list(pool.map(add, range(len(chunks))))
-    for tensor, flat in zip(tensors, flats, strict=True):
-        if tensor.data_ptr() != flat.data_ptr():  # not contiguous: `flat` is a copy
-            tensor.detach().copy_(flat.view(tensor.shape))
+    if len(chunks) == 1 or torch.get_num_threads() == 1:
+        for index in range(len(chunks)):
+            add(index)
+    else:
+        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+            list(pool.map(add, range(len(chunks))))
+    for tensor, piece in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.detach().copy_(piece.view(tensor.shape))
 
 
 def _fill_secure_uniform(out: Tensor) -> None:
