@@ -3,7 +3,7 @@
 Legend as in `rules`; "narrow" is the side with one place per product (a convolution's output), "wide" the padded one.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import product
 from typing import cast
 
@@ -71,10 +71,27 @@ def _conv_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Colle
     layer = cast(_Conv, layer)
     found = {}
     if "weight" in names:
-        found["weight"] = (_by_offset if _is_dense(layer) else _by_patches)(layer, a, g, n)
+        found["weight"] = _way(layer, a)(layer, a, g, n)
     if "bias" in names:
         found["bias"] = g.unflatten(0, (n, -1)).flatten(3).sum((1, 3))[None]
     return found
+
+
+def _way(layer: _Conv, a: Tensor) -> Callable[[_Conv, Tensor, Tensor, int], Tensor]:
+    """The quickest of three ways to the same numbers, as measured: oneDNN, which serves float32 on a CPU, has kernels for
+    2-D planes of many groups."""
+    planes = a.device.type == "cpu" and a.dtype == torch.float32 and len(layer.kernel_size) == 2
+    if planes and torch.backends.mkldnn.is_available() and (_is_dense(layer) or layer.groups > 1):
+        return _as_groups
+    return _by_offset if _is_dense(layer) else _by_patches
+
+
+def _as_groups(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+    """All units side by side as groups of one convolution, whose weight gradient then is every unit's own."""
+    scans, weight = len(a) // n, layer.weight.detach()
+    a, g = (x.unflatten(0, (n, scans)).transpose(0, 1).reshape(scans, -1, *x.shape[2:]) for x in (a, g))
+    weights = weight.expand(n, *weight.shape).flatten(0, 1)
+    return _weight_gradient(layer, weights, a, g, n * layer.groups).view(1, n, -1)
 
 
 def _by_patches(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
@@ -164,11 +181,13 @@ def _on_grid(x: Tensor, n: int, grid: list[int], start: list[int]) -> Tensor:
 
 def _conv_weighted(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
     layer = cast(_Conv, layer)
-    output_padding = list(layer.output_padding)
-    backward = torch.ops.aten.convolution_backward
-    found = backward(
-        g, a, layer.weight, None, list(layer.stride), _padding(layer), list(layer.dilation), layer.transposed,
-        output_padding, layer.groups, [False, True, False],
+    return _weight_gradient(layer, layer.weight, a, g, layer.groups)
+
+
+def _weight_gradient(layer: _Conv, weight: Tensor, a: Tensor, g: Tensor, groups: int) -> Tensor:
+    found = torch.ops.aten.convolution_backward(
+        g, a, weight, None, list(layer.stride), _padding(layer), list(layer.dilation), layer.transposed,
+        list(layer.output_padding), groups, [False, True, False],
     )  # fmt: skip
     return cast(Tensor, found[1])
 
