@@ -102,10 +102,10 @@ def _measure_engines(site: Site) -> tuple[str, dict[str, float]]:
     assert site.plan is not None
     units = max(1, min(64, round(site.plan.denominator)))
     places = np.arange(units) % len(site.train_records)
-    x = torch.zeros(units, *site.train_records.dataset.images.shape[1:], device=site.bench.device)
+    x = torch.zeros(units, *site.train_records.inputs(places[:1]).shape[1:], device=site.bench.device)
     y = site.train_records.targets(places, site.bench.task.kind).to(site.bench.device)
     choice = measure(
-        site.bench.model, site.bench.task.losses, x + torch.linspace(0, 1, x.shape[-1], device=x.device), y,
+        site.bench.network(site.train_records), site.bench.task.losses, x + torch.linspace(0, 1, x.shape[-1], device=x.device), y,
         torch.arange(units, device=x.device), units, site.plan.clip_norm, memory_mb=site.plan.memory_mb,
     )
     return choice.name, dict(choice.seconds)
@@ -117,11 +117,11 @@ def _one_pass(site: Site) -> float:
 
     bench, records = site.bench, site.train_records
     places = np.arange(_PROBE_BATCH) % len(records)
-    x, y = bench.placed(records.images(places)), records.targets(places, bench.task.kind).to(bench.device)
+    x, y = bench.placed(records.inputs(places)), records.targets(places, bench.task.kind).to(bench.device)
     seconds = 0.0
     for _ in range(2):
         began = time.perf_counter()
-        bench.task.losses(bench.model(x), y).mean().backward()
+        bench.task.losses(bench.network(records)(x), y).mean().backward()
         seconds = time.perf_counter() - began
         if seconds > _LONG_PASS_SECONDS:
             break

@@ -94,6 +94,7 @@ class _Opened:
     bench: Workbench
     train_rows: list[np.ndarray]
     test_rows: list[np.ndarray]
+    features: np.ndarray | None
 
 
 def workbench_of(study: Study, device: str) -> Workbench:
@@ -120,8 +121,8 @@ def open_simulated_site(folder: Path, place: int) -> Site:
             release_evaluation=policy.release_evaluation, allow_simulated_noise=True, durable_log=False,
         ),
         bench=opened.bench,
-        train_records=SiteRecords(opened.dataset, opened.train_rows[place]),
-        test_records=SiteRecords(opened.dataset, opened.test_rows[place]),
+        train_records=SiteRecords(opened.dataset, opened.train_rows[place], opened.features),
+        test_records=SiteRecords(opened.dataset, opened.test_rows[place], opened.features),
         plan=federation.plans.get(name),
         budget=federation.budgets.get(name),
         noise_for=lambda round: SimulatedNoise(federation.study.seed, f"{federation.arm}/{name}", round),
@@ -142,12 +143,14 @@ def _opened(folder: Path, version: int) -> _Opened:
     count = len(federation.names)
     bench = shared_workbench(federation.study, federation.device)
     bench.use_memory_format(federation.memory_format)
+    dataset = Dataset.open(federation.store)
     return _Opened(
         federation,
-        Dataset.open(federation.store),
+        dataset,
         bench,
         _rows_by_site(federation.train_site, count),
         _rows_by_site(federation.test_site, count),
+        bench.features_of(dataset),
     )
 
 

@@ -48,12 +48,13 @@ def evaluate(
 def predict(bench: Workbench, records: SiteRecords, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(outputs, targets, losses (B,)) batch by batch, in the order of the records, with the weights now loaded."""
     bench.model.eval()
+    network = bench.network(records)
     size = batch or max(1, min(256, 8_000_000 // max(1, int(np.prod(records.dataset.images.shape[1:])) * 8)))
     with torch.inference_mode():
         for first in range(0, len(records), size):
             places = np.arange(first, min(first + size, len(records)))
             y = records.targets(places, bench.task.kind).to(bench.device)
-            outputs = bench.model(bench.placed(records.images(places)))
+            outputs = network(bench.placed(records.inputs(places)))
             yield outputs, y, bench.task.losses(outputs, y)
     bench.model.train()
 

@@ -75,11 +75,12 @@ def _optimizer(bench: Workbench, parameters: list[torch.nn.Parameter], round: in
 def _plain_gradients(bench: Workbench, records: SiteRecords, key: str) -> Iterator[None]:
     """After each yield `.grad` holds the mean loss's gradient of the next mini-batch."""
     generator = _generator(f"{key}/order")
+    network = bench.network(records)
     places = _shuffled(len(records), bench.training.batch_size, generator)
     for step in range(plain_steps(bench, len(records))):
         x, y = _batch(bench, records, next(places), _torch_generator(f"{key}/augment/{step}"))
         bench.forget_gradients()
-        bench.task.losses(bench.model(x), y).mean().backward()
+        bench.task.losses(network(x), y).mean().backward()
         yield
 
 
@@ -95,6 +96,7 @@ def _private_gradients(bench: Workbench, records: SiteRecords, plan: DpPlan, noi
     spec = bench.privacy
     if spec is None:
         raise PrivacyError("a private plan was given to a study without a privacy block.")
+    network = bench.network(records)
     units = group_units(records.patient_ids, plan.unit)
     parameters = bench.parameters()
     for step in range(plan.steps_per_round):
@@ -106,7 +108,7 @@ def _private_gradients(bench: Workbench, records: SiteRecords, plan: DpPlan, noi
         seed = int(noise.generator(step, "augment").integers(2**62))
         x, y = _batch(bench, records, drawn.rows, torch.Generator().manual_seed(seed))
         gradients = private_gradient(
-            bench.model, bench.task.losses, x, y, torch.from_numpy(drawn.unit_of_scan).to(bench.device),
+            network, bench.task.losses, x, y, torch.from_numpy(drawn.unit_of_scan).to(bench.device),
             drawn.n_units, plan, noise, step,
         )
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -117,7 +119,7 @@ def _private_gradients(bench: Workbench, records: SiteRecords, plan: DpPlan, noi
 def _batch(
     bench: Workbench, records: SiteRecords, places: np.ndarray, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    x, y = records.images(places), records.targets(places, bench.task.kind)
+    x, y = records.inputs(places), records.targets(places, bench.task.kind)
     spec = bench.training.augment
     if spec is not None and len(x):
         segmentation = bench.task.needs_mask

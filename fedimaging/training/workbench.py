@@ -13,6 +13,7 @@ from fedimaging.models.spec import ModelSpec
 from fedimaging.models.state import head_parameter_names, model_fingerprint, norm_parameter_names
 from fedimaging.models.zoo import build_model
 from fedimaging.privacy.spec import PrivacySpec
+from fedimaging.training.fixed_stage import features_of, last_layer
 from fedimaging.training.memory import keep_freed_memory
 from fedimaging.training.spec import LocalTraining
 from fedimaging.training.task_spec import TaskSpec
@@ -44,6 +45,7 @@ class Workbench:
     fingerprint: str
     image_dims: int
     memory_format: torch.memory_format = torch.contiguous_format
+    last_layer: nn.Linear | None = None
 
     def __post_init__(self) -> None:
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]  # walking the modules takes a millisecond
@@ -58,6 +60,16 @@ class Workbench:
     def shared_size(self) -> int:
         """Length of the vector that travels."""
         return int(self.shared.sum())
+
+    def features_of(self, dataset: Dataset) -> np.ndarray | None:
+        """What enters the last layer for each scan, where that layer alone trains and scans are not augmented."""
+        if self.last_layer is None or self.training.augment is not None:
+            return None
+        return features_of(self.model, self.last_layer, dataset)
+
+    def network(self, records: "SiteRecords") -> nn.Module:
+        """What takes `records.inputs`: the network, or its last layer where the rest was done once and for all."""
+        return self.model if records.features is None or self.last_layer is None else self.last_layer
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable tensors in order."""
@@ -80,8 +92,8 @@ class Workbench:
                 parameter.data = parameter.data.contiguous(memory_format=self.memory_format)
 
     def placed(self, x: Tensor) -> Tensor:
-        """A batch of scans (S, C, *spatial) on the device, in the network's memory format."""
-        return x.to(self.device, memory_format=self.memory_format)
+        """A batch of scans (S, C, *spatial), or of features (S, F), on the device, in the network's memory format."""
+        return x.to(self.device, memory_format=self.memory_format if x.ndim > 2 else torch.contiguous_format)
 
     def load(self, vector: np.ndarray) -> None:
         """Copy a full vector (V,) into the network."""
@@ -126,6 +138,7 @@ def build_workbench(
         np.zeros(len(shared), np.float32), model_fingerprint(network), len(image_size),
     )
     bench.initial = bench.vector().copy()
+    bench.last_layer = last_layer(network, (channels, *image_size))
     return bench
 
 
@@ -157,10 +170,11 @@ def resolve_device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class SiteRecords:
-    """One hospital's rows of a data set: training or test."""
+    """One hospital's rows of a data set: training or test. `features` (N, F): see `Workbench.features_of`."""
 
     dataset: Dataset
     rows: np.ndarray
+    features: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -175,9 +189,10 @@ class SiteRecords:
         """How many patients."""
         return len(np.unique(self.patient_ids))
 
-    def images(self, places: np.ndarray) -> Tensor:
-        """Scans (S, C, *spatial) float32 at these places of `rows`, copied out of the store."""
-        return torch.from_numpy(self.dataset.images[self.rows[places]])
+    def inputs(self, places: np.ndarray) -> Tensor:
+        """Scans (S, C, *spatial) float32 at these places of `rows`, or their features (S, F), copied out of the store."""
+        source = self.dataset.images if self.features is None else self.features
+        return torch.from_numpy(source[self.rows[places]])
 
     def targets(self, places: np.ndarray, kind: str) -> Tensor:
         """Labels (S,) / (S, L), or masks (S, *spatial) for segmentation, of these places."""
