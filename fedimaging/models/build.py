@@ -9,6 +9,7 @@ from fedimaging import lean_monai
 from fedimaging.errors import StudyError
 from fedimaging.models.dp_safe import freeze_unused, make_dp_safe, require_independent_scans
 from fedimaging.models.layout import Layout
+from fedimaging.models.lora import add_lora
 from fedimaging.models.state import head_parameter_names, norm_parameter_names
 from fedimaging.models.weights import load_weights
 
@@ -28,7 +29,7 @@ def build(spec: "ModelSpec", builder: "Builder", layout: Layout, seed: int) -> n
     _check_output(model, spec.name, layout, probe)
     require_independent_scans(model, probe, other)
     freeze_unused(model, probe[:1])
-    _freeze_all_but(model, spec.trainable)
+    _freeze_all_but(model, spec, seed)
     return model
 
 
@@ -64,11 +65,13 @@ def _check_output(model: nn.Module, name: str, layout: Layout, probe: Tensor) ->
         raise StudyError(f"model {name!r} gave {shape} for one scan of {size}; it must give {allowed[0]} or {allowed[1]}.")
 
 
-def _freeze_all_but(model: nn.Module, trainable: str) -> None:
-    if trainable == "all":
+def _freeze_all_but(model: nn.Module, spec: "ModelSpec", seed: int) -> None:
+    if spec.trainable == "all":
         return
     keep = set(head_parameter_names(model))
-    if trainable == "norm":
+    if spec.trainable == "norm":
         keep |= set(norm_parameter_names(model))
+    elif spec.trainable == "lora":
+        keep |= add_lora(model, spec.lora_rank, but=keep, seed=seed)
     for name, tensor in model.named_parameters():
         tensor.requires_grad_(tensor.requires_grad and name in keep)

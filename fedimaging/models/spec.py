@@ -17,7 +17,8 @@ class ModelSpec(Spec):
         trainable; needs `weights`). LayerNorm inside transformers stays, it is per scan already.
     weights: a local .safetensors, .pt or .pth file of a state dict; relative paths start at the working directory.
     weights_sha256: pins the content of that file, so that every hospital starts from the same weights.
-    trainable: `all`; `head` (the last layer only); `norm` (normalisation weights and biases, and the head).
+    trainable: `all`; `head` (the last layer only); `norm` (normalisation weights and biases, and the head); `lora`
+        (updates of rank `lora_rank` to a transformer's linear layers, and the head).
     options: keyword options of that network's builder in `fedimaging/models/`, e.g. `{growth_rate: 8}`.
     Error: StudyError for an unknown name or option; pydantic's for the rest.
     """
@@ -26,7 +27,8 @@ class ModelSpec(Spec):
     norm: Literal["group", "instance", "layer", "none", "frozen"] = "group"
     weights: str | None = None
     weights_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    trainable: Literal["all", "head", "norm"] = "all"
+    trainable: Literal["all", "head", "norm", "lora"] = "all"
+    lora_rank: int = Field(4, ge=1, le=1024)
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

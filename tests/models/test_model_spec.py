@@ -27,7 +27,7 @@ def test_an_unknown_model_or_option_is_refused_at_once() -> None:
         ({"norm": "frozen"}, "give weights or norm 'group'"),
         ({"weights_sha256": "0" * 64}, "without weights"),
         ({"weights": "a.pth", "weights_sha256": "xyz"}, "pattern"),
-        ({"trainable": "some"}, "'all', 'head' or 'norm'"),
+        ({"trainable": "some"}, "'all', 'head', 'norm' or 'lora'"),
         ({"nmae": "unet"}, "Extra inputs"),
     ],
 )
