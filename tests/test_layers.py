@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fedimaging"
 RANK = {
     "cli": 8, "runs": 7, "federated": 6, "site": 5, "study": 4, "training": 3, "audits": 3,
-    "privacy": 2, "data": 2, "models": 2, "aggregation": 2, "files": 1, "lean_monai": 1, "results": 1, "spec": 1, "errors": 0,
+    "privacy": 2, "data": 2, "models": 2, "aggregation": 2, "files": 1, "lean_imports": 1, "results": 1, "spec": 1, "errors": 0,
 }
 ONLY_IN = {"flwr": {"federated"}, "ray": {"federated"}, "monai": {"models", "training", "data"}, "typer": {"cli"}}
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fedimaging import lean_monai
+from fedimaging import lean_imports
 from fedimaging.errors import StudyError
 from fedimaging.models.dp_safe import freeze_unused, make_dp_safe, require_independent_scans
 from fedimaging.models.layout import Layout
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def build(spec: "ModelSpec", builder: "Builder", layout: Layout, seed: int) -> nn.Module:
     """See zoo.build_model."""
-    lean_monai.install()
+    lean_imports.install()
     model = _initialised(spec, builder, layout, seed)
     if spec.weights is not None:
         load_weights(model, spec.weights, sha256=spec.weights_sha256, norm_statistics=spec.norm == "frozen")

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from fedimaging import lean_imports
 from fedimaging.errors import PrivacyError, bad_value, unknown_name
 from fedimaging.privacy import pld
 from fedimaging.privacy.budget import Budget, Charge
@@ -220,6 +221,7 @@ def _affordable(steps: Steps, grid: float) -> float:
 
 @lru_cache(maxsize=8192)
 def _epsilon_rdp(steps: Steps, delta: float) -> float:
+    lean_imports.install()
     from dp_accounting.rdp import rdp_privacy_accountant
 
     if not steps:
@@ -232,6 +234,7 @@ def _epsilon_rdp(steps: Steps, delta: float) -> float:
 @lru_cache(maxsize=1024)
 def _rdp_curve(step: Step) -> np.ndarray:
     """Renyi divergence of one step at each order; a unit of several records is taken to send all if it sends one."""
+    lean_imports.install()
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.rdp import RdpAccountant
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedimaging import lean_monai
+from fedimaging import lean_imports
 from fedimaging.results import Arrays, Interval
 from fedimaging.training import weighted
 from fedimaging.training.bootstrap import interval
@@ -35,7 +35,7 @@ def scan_segmentation_metrics(
     percentile of surface distances; where a class is there but not found, or found but not there, it counts the
     image's diagonal. NaN where a class is neither.
     """
-    lean_monai.install()
+    lean_imports.install()
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
     from monai.networks.utils import one_hot
 

@@ -1,4 +1,4 @@
-"""A lean import of MONAI gives the same networks as the whole of it, and the whole stays within reach."""
+"""Lean imports give the same networks and the same accounts as the whole libraries, and the whole stays within reach."""
 
 import json
 import subprocess
@@ -10,8 +10,8 @@ _SCRIPT = """
 import json, sys
 lean = sys.argv[1] == "lean"
 if lean:
-    from fedimaging import lean_monai
-    lean_monai.install()
+    from fedimaging import lean_imports
+    lean_imports.install()
 import hashlib
 import torch
 from monai.networks import nets
@@ -58,9 +58,32 @@ def test_a_lean_import_builds_the_same_networks_with_a_tenth_of_the_modules() ->
 
 def test_installing_twice_or_after_monai_changes_nothing() -> None:
     script = (
-        "import sys, types; from fedimaging import lean_monai; lean_monai.install(); lean_monai.install();"
-        "n = len([f for f in sys.meta_path if type(f).__module__ == 'fedimaging.lean_monai']); assert n == 1, n;"
-        "sys.meta_path.pop(0); sys.modules['monai'] = types.ModuleType('monai'); before = list(sys.meta_path);"
-        "lean_monai.install(); assert sys.meta_path == before"
+        "import sys, types; from fedimaging import lean_imports; lean_imports.install(); lean_imports.install();"
+        "n = len([f for f in sys.meta_path if type(f).__module__ == 'fedimaging.lean_imports']); assert n == 1, n;"
+        "sys.meta_path.pop(0); sys.modules['monai'] = types.ModuleType('monai'); lean_imports.install();"
+        "assert sys.meta_path[0].find_spec('monai.utils', None) is None; import dp_accounting.rdp;"
+        "assert 'dp_accounting.pld' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+_ACCOUNT = """
+import json, sys
+if sys.argv[1] == "lean":
+    from fedimaging import lean_imports
+    lean_imports.install()
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.rdp import RdpAccountant
+accountant = RdpAccountant()
+accountant.compose(PoissonSampledDpEvent(0.016, GaussianDpEvent(1.0)), 3150)
+print(json.dumps([accountant.get_epsilon(1e-5), "scipy.stats" in sys.modules]))
+"""
+
+
+def test_a_lean_accountant_says_the_same_without_half_of_scipy() -> None:
+    answers = []
+    for how in ("lean", "whole"):
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", _ACCOUNT, how], capture_output=True, text=True, check=True)
+        answers.append(json.loads(done.stdout))
+    assert answers[0][0] == answers[1][0] == pytest.approx(6.091, abs=0.006)
+    assert [answer[1] for answer in answers] == [False, True]
