@@ -6,6 +6,7 @@ first, and at most two messages a worker are under way, so memory does not grow 
 """
 
 import contextlib
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import cast
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -25,6 +27,7 @@ from fedimaging.federated import flower_internals as flower
 
 _RUN_ID = 1
 _AHEAD = 2
+_MAILBOX_BYTES = 1 << 28
 
 
 def run_in_process(
@@ -41,10 +44,37 @@ def run_in_process(
         server_app(grid, _context(flower.SUPERLINK_NODE_ID, 0, n_nodes))
 
 
+class _Mailbox:
+    """Hands one message at a time from the parent to a child or back: through memory that both map, the length through the
+    pipe. A pipe alone is read in pieces of 64 KiB, which made large networks wait for their weights."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _MAILBOX_BYTES)  # shared with the children; what is not used takes no memory
+
+    def put(self, pipe: Connection, message: Message) -> None:
+        """Errors: those of the pipe."""
+        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        if len(data) > _MAILBOX_BYTES:
+            pipe.send(None)
+            pipe.send_bytes(data)
+            return
+        self._memory[: len(data)] = data
+        pipe.send(len(data))
+
+    def take(self, pipe: Connection) -> Message:
+        """Waits for it. Errors: those of the pipe."""
+        length = pipe.recv()
+        if length is None:
+            return cast(Message, pickle.loads(pipe.recv_bytes()))
+        with memoryview(self._memory) as whole, whole[:length] as data:
+            return cast(Message, pickle.loads(data))
+
+
 @dataclass
 class _Worker:
     process: BaseProcess
     pipe: Connection
+    mailbox: _Mailbox
     busy_with: int | None = None
 
 
@@ -131,26 +161,25 @@ class InProcessGrid(Grid):
         while len(self._pool) < min(self.workers, len(messages)):
             self._pool.append(self._start_worker())
         finished: dict[int, Message] = {}
-        sent, next_out = 0, 0
-        while next_out < len(messages):
-            for worker in self._pool:
-                late = deadline is not None and time.monotonic() > deadline
-                window = next_out + _AHEAD * self.workers
-                if worker.busy_with is None and sent < min(len(messages), window) and not late:
-                    self._give(worker, sent, messages[sent])
-                    sent += 1
-            if next_out == sent:
-                return  # the deadline passed and everybody asked has answered
+        next_out, sent = 0, self._hand_out(messages, 0, 0, deadline)
+        while next_out < sent:  # ends early once the deadline passed and everybody asked has answered
             for place, reply in self._collect(messages):
                 finished[place] = reply
+            sent = self._hand_out(messages, sent, next_out, deadline)  # first of all: nobody is idle while replies are used
             while next_out in finished:
                 yield finished.pop(next_out)
                 next_out += 1
+            sent = self._hand_out(messages, sent, next_out, deadline)
 
-    def _give(self, worker: _Worker, place: int, message: Message) -> None:
-        with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed when its pipe is read
-            worker.pipe.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
-        worker.busy_with = place
+    def _hand_out(self, messages: list[Message], sent: int, next_out: int, deadline: float | None) -> int:
+        """Give free workers what is next, at most so far ahead; returns how many messages are handed out by now."""
+        for worker in self._pool:
+            late = deadline is not None and time.monotonic() > deadline
+            if worker.busy_with is None and sent < min(len(messages), next_out + _AHEAD * self.workers) and not late:
+                with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed when its pipe is read
+                    worker.mailbox.put(worker.pipe, messages[sent])
+                worker.busy_with, sent = sent, sent + 1
+        return sent
 
     def _collect(self, messages: list[Message]) -> Iterator[tuple[int, Message]]:
         """Replies of the workers that finished; a worker that died is replaced and its hospital's reply is an error."""
@@ -160,7 +189,7 @@ class InProcessGrid(Grid):
             place = worker.busy_with
             assert place is not None
             try:
-                reply = pickle.loads(worker.pipe.recv_bytes())
+                reply = worker.mailbox.take(worker.pipe)
             except (EOFError, OSError):
                 reply = flower.failed_reply(messages[place], "worker died")
                 flower.stamp(reply)
@@ -170,18 +199,19 @@ class InProcessGrid(Grid):
 
     def _start_worker(self) -> _Worker:
         here, there = multiprocessing.Pipe()
+        mailbox = _Mailbox()
         others = [worker.pipe for worker in self._pool]
         try:
             process = multiprocessing.get_context("fork").Process(
-                target=self._serve, args=(there, [here, *others]), daemon=True
+                target=self._serve, args=(there, mailbox, [here, *others]), daemon=True
             )
             process.start()
         except OSError as error:
             raise RunError(f"cannot start a worker process: {error}; use fewer with --workers.") from error
         there.close()
-        return _Worker(process, here)
+        return _Worker(process, here, mailbox)
 
-    def _serve(self, pipe: Connection, not_mine: list[Connection]) -> None:
+    def _serve(self, pipe: Connection, mailbox: _Mailbox, not_mine: list[Connection]) -> None:
         """A worker's life: answer messages until the parent closes its end of the pipe (or dies)."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
         for other in not_mine:
@@ -189,8 +219,7 @@ class InProcessGrid(Grid):
         _one_thread()
         with contextlib.suppress(EOFError, BrokenPipeError):
             while True:
-                reply = self._answer(pickle.loads(pipe.recv_bytes()))
-                pipe.send_bytes(pickle.dumps(reply, protocol=pickle.HIGHEST_PROTOCOL))
+                mailbox.put(pipe, self._answer(mailbox.take(pipe)))
         os._exit(0)
 
 

@@ -7,6 +7,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedimaging.federated import in_process
 from fedimaging.federated.in_process import run_in_process
 
 
@@ -79,3 +80,8 @@ def test_an_error_of_the_server_ends_the_run_and_the_workers() -> None:
 
     with pytest.raises(ValueError, match="the server fails"):
         run_in_process(server, _client(), 4, workers=2)
+
+
+def test_a_message_that_does_not_fit_the_shared_memory_goes_through_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_process, "_MAILBOX_BYTES", 64)
+    assert _values(_replies(_client(), 5, 2)) == [float(k) for k in range(5)]
