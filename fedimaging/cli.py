@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from fedimaging import __version__
+from fedimaging.cli_server import app as server_app
+from fedimaging.cli_site import app as site_app
 from fedimaging.errors import FedimagingError
 
 app = typer.Typer(
@@ -22,6 +24,8 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look a
 app.add_typer(data_app, name="data")
 ledger_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What was spent on a hospital's patients.")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(server_app, name="server")
+app.add_typer(site_app, name="site")
 
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study to run.")]
 LedgerPath = Annotated[Path, typer.Argument(metavar="LEDGER.sqlite", help="The hospital's ledger.")]

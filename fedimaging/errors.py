@@ -3,7 +3,12 @@
 FedimagingError            exit code 2, one line, no traceback
 ├── StudyError             the researcher's study file or overrides
 ├── DataError              the hospital's manifest, images, masks or labels
+├── SiteError              the hospital's own folder: settings, policy, keys, approvals
 ├── RunError               the run folder, the disk, a resume that does not fit
+├── LinkError              the network between a hospital and the server
+│   ├── LinkDown           no answer: try again later
+│   ├── LinkUntrusted      an answer from somebody else
+│   └── LinkRefused        an answer, and it is no
 ├── PrivacyError           a privacy claim that cannot be kept
 │   ├── BudgetExceeded     the hospital's own budget would be passed
 │   └── LedgerError        the ledger is missing, altered or rolled back
@@ -35,10 +40,38 @@ class DataError(FedimagingError):
     code = "data"
 
 
+class SiteError(FedimagingError):
+    """A hospital's folder cannot be used as it is, or its policy does not allow what was asked."""
+
+    code = "site"
+
+
 class RunError(FedimagingError):
     """The run folder cannot be written, resumed or read."""
 
     code = "run"
+
+
+class LinkError(FedimagingError):
+    """The other end of the network, or the way there."""
+
+    code = "run"
+
+
+class LinkDown(LinkError):
+    """No answer, or an answer that says to come back later."""
+
+
+class LinkUntrusted(LinkError):
+    """Whoever answers has no certificate of the federation's authority."""
+
+
+class LinkRefused(LinkError):
+    """The other end refuses. `status` is the HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"the server refused (HTTP {status}): {message}")
+        self.status = status
 
 
 class PrivacyError(FedimagingError):

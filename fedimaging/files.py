@@ -2,9 +2,10 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,24 @@ def append_line(path: Path, line: str) -> None:
             file.write(line.encode() + b"\n")
     except OSError as error:
         raise RunError(disk_fault(path, error)) from error
+
+
+@contextlib.contextmanager
+def held(path: Path, in_use: str | None = None) -> Iterator[None]:
+    """Hold the lock file `path` for a while; the system lets go of it however this process ends.
+
+    Where another process holds it: wait, or with `in_use` raise RunError with that text.
+    """
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise RunError(disk_fault(path, error)) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if in_use else 0))
+        except BlockingIOError:
+            raise RunError(in_use or "") from None
+        yield
 
 
 def disk_fault(path: Path, error: OSError) -> str:

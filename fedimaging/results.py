@@ -31,6 +31,7 @@ class PrivacySpent:
 
     For unit "record", `scans_per_patient` is the most records that one patient has, and `patient_epsilon` what the same
     charges mean for such a patient. None: the unit is the patient, or some charge states no bound. Infinity: no limit.
+    `evaluations` of the `steps` were noised evaluations; the noise multiplier and sample rate are those of training.
     """
 
     unit: str
@@ -45,6 +46,7 @@ class PrivacySpent:
     noise: str
     scans_per_patient: int | None = None
     patient_epsilon: float | None = None
+    evaluations: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """As a plain dictionary. JSON has no infinity: a patient_epsilon without limit becomes null beside its
@@ -69,8 +71,9 @@ class SiteUpdate:
 class SiteEvaluation:
     """One hospital's evaluation of the global model on its own test patients.
 
-    `metrics` leaves always that the policy allows metrics; `predictions` (scores per scan, pseudonymous) only where
-    the policy says `scores`, as in a simulation.
+    `release` is the mode of the hospital's policy. `predictions` (scores per scan, pseudonymous) are there only for
+    `scores`, as in a simulation; `totals` (`privacy/released_metrics.py`) only for `noised`, where `metrics` follow from
+    them, `loss` is NaN and `n_patients` is an estimate. For `coarsened` all figures are rounded.
     """
 
     site: str
@@ -79,6 +82,8 @@ class SiteEvaluation:
     n_patients: int
     metrics: Mapping[str, float]
     predictions: Arrays = field(default_factory=dict)
+    release: str = "metrics"
+    totals: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

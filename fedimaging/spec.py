@@ -1,6 +1,11 @@
 """The base of every part of a study: frozen, no unknown keys, no silent conversion of a wrong type."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
+
+EvaluationRelease = Literal["none", "coarsened", "noised", "metrics", "scores"]
+"""What may leave of an evaluation on a hospital's test patients (`site/evaluation.py`)."""
 
 
 class Spec(BaseModel):

@@ -8,11 +8,11 @@ these.
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 
@@ -25,7 +25,10 @@ from fedimaging.data.store import Pixels, key_of
 from fedimaging.data.transforms import prepare_image, prepare_mask
 from fedimaging.errors import DataError, unknown_name
 
+T = TypeVar("T")
 STANDARD: tuple[Standard, ...] = get_args(Standard)
+Keep = Callable[[Mapping[str, Sequence[str]]], Sequence[bool]]
+"""Given the columns of a manifest, one text a row: which rows to keep. The others are dropped before any file is opened."""
 _NOT_KEPT = ("image", "mask", "patient_id", "split")
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"training": "train", "valid": "validation", "val": "validation"}
 
@@ -60,18 +63,28 @@ class Table:
         """The path in a column of files, relative paths taken from the manifest's folder."""
         return self._folder / self.values[column][row]
 
+    def only(self, keep: Sequence[bool]) -> "Table":
+        """The rows to keep, in their order."""
+        def kept(texts: list[T]) -> list[T]:
+            return [text for text, stays in zip(texts, keep, strict=True) if stays]
+
+        lines = kept(self.lines)
+        faults = [fault for fault in self.faults if fault.line in set(lines)]
+        return replace(self, lines=lines, values={name: kept(texts) for name, texts in self.values.items()}, faults=faults)
+
     @cached_property
     def _folder(self) -> Path:
         return self.path.parent
 
 
 def read_table(
-    path: Path, columns: Mapping[Standard, str], labels: Sequence[str] = (), *, needs_mask: bool = False
+    path: Path, columns: Mapping[Standard, str], labels: Sequence[str] = (), *, needs_mask: bool = False,
+    keep: Keep | None = None,
 ) -> Table:
     """Read the CSV (comma, semicolon or tab; UTF-8) and find its columns.
 
-    columns: standard name -> the manifest's name for it, where they differ. Raises DataError for a missing,
-    unreadable or empty file and for a column that is not there, naming the nearest one that is.
+    columns: standard name -> the manifest's name for it, where they differ. keep: drop rows. Raises DataError for a
+    missing, unreadable or empty file and for a column that is not there, naming the nearest one that is.
     """
     header, rows = _read_csv(path)
     doubled = sorted({name for name in header if header.count(name) > 1})
@@ -95,7 +108,8 @@ def read_table(
     by_name = {name: [cells[i].strip() for cells in padded] for i, name in enumerate(header)}
     values = by_name | {standard: by_name[name] for standard, name in own.items() if name in by_name}
     hidden = {name for standard, name in own.items() if name != standard and name not in own and name not in labels}
-    return Table(path, [line for line, _ in rows], {k: v for k, v in values.items() if k not in hidden}, faults)
+    table = Table(path, [line for line, _ in rows], {k: v for k, v in values.items() if k not in hidden}, faults)
+    return table if keep is None else table.only(keep(table.values))
 
 
 def _patient_hint(name: str, own: Mapping[str, str], columns: Mapping[Standard, str]) -> str:

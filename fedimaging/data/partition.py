@@ -14,7 +14,7 @@ _FLOOR = 1e-6  # a Dirichlet draw may underflow to 0; a class must stay dealable
 
 
 def assign(dataset: Dataset, spec: HospitalsSpec, labels_for_skew: np.ndarray | None = None) -> np.ndarray:
-    """The hospital of every scan: (N,) str.
+    """The hospital of every scan: (N,) str, blank for those of a hospital that takes no part (`spec.sites`).
 
     All scans of a patient are at one hospital. Train, validation and test patients are dealt out apart in the same
     proportions, so that every hospital of some size has patients to test on. The same dataset and spec always give
@@ -25,6 +25,12 @@ def assign(dataset: Dataset, spec: HospitalsSpec, labels_for_skew: np.ndarray | 
     """
     sites = _by_column(dataset, spec.column) if spec.by == "column" else _simulated(dataset, spec, labels_for_skew)
     names = np.unique(sites) if spec.by == "column" else np.array(spec.site_names)
+    if spec.sites is not None:
+        for name in spec.sites:
+            if name not in names:
+                raise StudyError(unknown_name("hospitals.sites", name, names.tolist()))
+        names = names[np.isin(names, spec.taking_part)]
+        sites = np.where(np.isin(sites, names), sites, "")
     for name in names.tolist():
         if not name.isprintable() or len(quote(name)) > _LONGEST_NAME:
             raise DataError(f"hospital {name[:50]!r} has line breaks in its name or a very long one; give it a short name.")

@@ -52,18 +52,22 @@ def prepare(
     classes: int,
     multilabel: bool,
     cache_dir: Path | None = None,
+    keep: manifest.Keep | None = None,
 ) -> Dataset:
     """Read and check the source of `spec`, decode what the store does not have yet, and map the result.
 
     labels: names of the label columns, none for segmentation; with one name and not `multilabel` the labels are (N,)
     class indices below `classes`, otherwise (N, L) zeros and ones. Masks are read only with `needs_mask`; their
     values are below `classes`. cache_dir: where stores are kept (default: FEDIMAGING_CACHE, or
-    ~/.cache/fedimaging/store). The same files and spec give the same Dataset whoever prepares it, and two processes
-    may prepare it at once. Raises DataError, naming the line of the manifest or the file, for anything that cannot be
-    used as it is.
+    ~/.cache/fedimaging/store). keep: which rows of a manifest to keep; no file of the others is opened. The same files
+    and spec give the same Dataset whoever prepares it, and two processes may prepare it at once. Raises DataError,
+    naming the line of the manifest or the file, for anything that cannot be used as it is.
     """
     cache = cache_root(cache_dir)
-    source = SOURCES[spec.source](spec, labels, needs_mask, classes, multilabel, cache)
+    if keep is not None and spec.source != "manifest":
+        raise DataError(f"data.source={spec.source!r} has no rows to choose from; only a manifest has.")
+    read = SOURCES[spec.source] if keep is None else partial(_from_manifest, keep=keep)
+    source = read(spec, labels, needs_mask, classes, multilabel, cache)
     recipe = [RECIPE, spec.image_size, spec.channels, spec.spacing_mm, spec.intensity, needs_mask]
     pixels = write_pixels(cache, key_of(source.content, *recipe), source.pixels, len(source.patient_ids))
     facts = pixel_facts(cache, pixels)
@@ -146,9 +150,13 @@ def _from_medmnist(
 
 
 def _from_manifest(
-    spec: DataSpec, labels: Sequence[str], needs_mask: bool, classes: int, multilabel: bool, cache: Path
+    spec: DataSpec, labels: Sequence[str], needs_mask: bool, classes: int, multilabel: bool, cache: Path,
+    keep: manifest.Keep | None = None,
 ) -> Source:
-    table = manifest.read_table(Path(spec.root) / (spec.path or ""), spec.columns, labels, needs_mask=needs_mask)
+    path = Path(spec.root) / (spec.path or "")
+    table = manifest.read_table(path, spec.columns, labels, needs_mask=needs_mask, keep=keep)
+    if not len(table):
+        raise DataError(f"{path}: no row is left of those that may be used.")
     manifest.raise_first(table, manifest.problems_of(table, labels, classes, multilabel, needs_mask=needs_mask))
     return Source(
         content=manifest.content_key(table, needs_mask, cache),

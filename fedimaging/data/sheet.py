@@ -15,7 +15,8 @@ _OUTLINES = np.array([(255, 176, 0), (100, 143, 255), (220, 38, 127), (0, 200, 1
 def contact_sheet(dataset: Dataset, n: int, sites: np.ndarray | None = None) -> bytes:
     """A PNG of at most `n` scans, an even choice over the hospitals, of each its first patients in turn.
 
-    sites: (N,) names to group and caption by; without it the column `site` where the data set has one. Every tile is
+    sites: (N,) names to group and caption by, blank for a scan not to show unless all are blank; without it the column
+    `site` where the data set has one. Every tile is
     stretched to its own 1st..99th percentile. Of a volume the axial slice with most mask is shown, else the middle
     one, as radiologists see it: the patient's right on the left, the front up.
     """
@@ -50,13 +51,13 @@ def axial_slice(volume_CXYZ: np.ndarray, mask_XYZ: np.ndarray) -> tuple[np.ndarr
 def _chosen(names: np.ndarray, patient_ids: np.ndarray, n: int) -> list[int]:
     """Rows dealt from the hospitals in turn, one scan a patient as long as there are patients; then grouped again."""
     by_site = []
-    for name in np.unique(names):
+    for name in np.unique(names[names != ""] if (names != "").any() else names):
         rows = np.flatnonzero(names == name)
         _, first = np.unique(patient_ids[rows], return_index=True)
         leading = np.sort(first)
         by_site.append(np.concatenate([rows[leading], np.delete(rows, leading)]))
     quota = [0] * len(by_site)
-    while sum(quota) < min(n, len(names)):
+    while sum(quota) < min(n, sum(map(len, by_site))):
         open_sites = [i for i, rows in enumerate(by_site) if quota[i] < len(rows)]
         quota[min(open_sites, key=lambda i: (quota[i], i))] += 1
     return [int(row) for rows, share in zip(by_site, quota, strict=True) for row in rows[:share]]

@@ -107,9 +107,10 @@ class DataSpec(Spec):
 class HospitalsSpec(Spec):
     """Who holds which patients: a column of the manifest, or hospitals simulated from one pool of patients.
 
-    by column: `column` names the hospital. iid: patients dealt at random, by `sizes` or equally. label_skew: each
-    hospital's class mix is drawn from Dirichlet(`alpha` x classes x the pool's mix), its size from `sizes` or equal.
-    quantity_skew: sizes are `sizes`, or drawn from Dirichlet(`alpha`); the class mix is the pool's.
+    by column: `column` names the hospital; `sites`, where given, are those that take part, and the rows of others are
+    left out (a study for real hospitals must name them). iid: patients dealt at random, by `sizes` or equally.
+    label_skew: each hospital's class mix is drawn from Dirichlet(`alpha` x classes x the pool's mix), its size from
+    `sizes` or equal. quantity_skew: sizes are `sizes`, or drawn from Dirichlet(`alpha`); the class mix is the pool's.
     Simulated hospitals are called hospital_01, hospital_02 … unless `names` are given. A `held_out` one never trains.
     """
 
@@ -118,6 +119,7 @@ class HospitalsSpec(Spec):
     alpha: Annotated[float, Field(gt=0)] = 0.5
     sizes: list[Annotated[float, Field(gt=0)]] | None = None
     column: str = "site"
+    sites: list[str] | None = None
     held_out: list[str] = Field(default_factory=list)
     seed: Annotated[int, Field(ge=0)] = 0
     names: list[str] | None = None
@@ -135,9 +137,22 @@ class HospitalsSpec(Spec):
             raise ValueError(f"by: {self.by} needs count, sizes or names to know how many hospitals to make")
         elif len(set(told.values())) > 1 or 0 in told.values():
             raise ValueError(f"hospitals disagree on their number: {told}")
-        if self.names and len(set(self.names)) < len(self.names):
-            raise ValueError(f"names={self.names} has a name twice")
+        for name, listed in (("names", self.names), ("sites", self.sites)):
+            if listed and len(set(listed)) < len(listed):
+                raise ValueError(f"{name}={listed} has a name twice")
+        if self.sites is not None and (self.by != "column" or not set(self.sites) - set(self.held_out)):
+            raise ValueError(f"sites={self.sites} must name a hospital that trains, and goes with by: column only")
         return self
+
+    @property
+    def training_sites(self) -> list[str]:
+        """In name order, the hospitals of `sites` that train; empty where the study does not name its hospitals."""
+        return sorted(set(self.sites or ()) - set(self.held_out))
+
+    @property
+    def taking_part(self) -> list[str]:
+        """In name order, all hospitals of `sites` and those held out; empty where the study does not name them."""
+        return sorted({*self.sites, *self.held_out}) if self.sites is not None else []
 
     @property
     def site_names(self) -> list[str]:

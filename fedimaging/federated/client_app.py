@@ -13,7 +13,11 @@ from fedimaging.site.site import Site
 _LOG = logging.getLogger("fedimaging.site")
 
 
-def build_client_app(open_site: Callable[[Context], Site]) -> ClientApp:
+OpenSite = Callable[[Context, str], Site]
+"""Opens the hospital for the study with this fingerprint, which is whatever a message says. Error: SiteRefusal."""
+
+
+def build_client_app(open_site: OpenSite) -> ClientApp:
     """A ClientApp over `open_site`. Guarantee: what leaves in an error is a code of `wire.REFUSALS`, nothing else."""
     app = ClientApp()
 
@@ -50,13 +54,13 @@ def _evaluate(site: Site, content: RecordDict, *, final: bool) -> RecordDict:
 
 
 def _answer(
-    message: Message, context: Context, open_site: Callable[[Context], Site],
+    message: Message, context: Context, open_site: OpenSite,
     work: Callable[[Site, RecordDict], RecordDict],
 ) -> Message:
     """Do the work; an error is logged here in full and leaves as a code."""
     site: Site | None = None
     try:
-        site = open_site(context)
+        site = open_site(context, wire.study_of(message.content))
         content = work(site, message.content)
     except FedimagingError as error:
         _LOG.error("%s refused %s: %s", site.name if site else "site", message.metadata.message_type, error)

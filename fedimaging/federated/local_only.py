@@ -10,11 +10,11 @@ from flwr.serverapp import Grid, ServerApp
 from fedimaging.aggregation.server_optimizers import server_step
 from fedimaging.errors import SiteRefusal
 from fedimaging.federated import wire
+from fedimaging.federated.enrolment import enrol
 from fedimaging.federated.rounds import (
     Federation,
     ServerState,
     checked_update,
-    enrol,
     evaluate_everywhere,
     final_weights,
     first_state,

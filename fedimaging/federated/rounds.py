@@ -4,6 +4,8 @@ The loop is ours and not Flower's, because that one cannot start at round r, has
 replies in memory and calls a run without any reply a success.
 """
 
+import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from flwr.serverapp import Grid
 from fedimaging.aggregation.cohort import cohort
 from fedimaging.aggregation.mean import StreamingMean, l2_norm
 from fedimaging.aggregation.server_optimizers import Moments, first_moments, server_step
+from fedimaging.aggregation.site_privacy import PrivateMean
 from fedimaging.errors import RunError, SiteRefusal
 from fedimaging.federated import wire
 from fedimaging.results import RoundResult, SiteEvaluation, SiteUpdate
@@ -37,7 +40,10 @@ class Federation:
     """What the server knows of a study: who trains, who only evaluates, and public constants of each.
 
     `public_weights`: the fixed weight of each training hospital in the mean. `planned_epsilon(site, round)`: what
-    the study's public numbers imply that the site has spent after so many rounds; NaN without privacy.
+    the study's public numbers imply that the site has spent after so many rounds; NaN without privacy, or unknown.
+    `identify(node)`: the site whose registered key the node has, None for a node of nobody in this study; in a simulation
+    (None) nodes are believed. `maximum_update_norm`: a longer update is refused. `mean_for(round, asked)`: the mean of a
+    round's updates, where the study has site_privacy (`site_privacy.py`), or where a baseline leaves it out.
     """
 
     study: Study
@@ -48,44 +54,22 @@ class Federation:
     planned_epsilon: Callable[[str, int], float]
     progress: Callable[[str, Mapping[str, object]], None]
     total_metrics: Callable[[Iterable[SiteEvaluation]], dict[str, float]]
+    identify: Callable[[int], str | None] | None = None
+    maximum_update_norm: float = math.inf
+    mean_for: Callable[[int, int], StreamingMean | PrivateMean] | None = None
+
+
+class TooFewReplies(RunError):
+    """A round with fewer usable updates than the study wants. `refused`: the code of each hospital that sent none."""
+
+    def __init__(self, message: str, refused: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 def first_state(study: Study, weights: np.ndarray) -> ServerState:
     """The state before round 1."""
     return ServerState(0, weights, first_moments(study.federation, weights.size))
-
-
-def enrol(grid: Grid, federation: Federation) -> dict[str, int]:
-    """Ask every connected node for its card; returns site name -> node id of the willing.
-
-    Errors: RunError where two nodes give one name, a site has another model, or a site the study needs is missing.
-    """
-    nodes: dict[str, int] = {}
-    wanted = {*federation.train_sites, *federation.evaluate_sites}
-    question = wire.write_enrolment(federation.study.fingerprint)
-    messages = [Message(question, node, "query") for node in _connected(grid, len(wanted))]
-    for reply in grid.send_and_receive(messages, timeout=federation.study.federation.deadline_seconds):
-        if reply.has_error() or wire.refusal_of(reply.content) is not None:
-            continue
-        card = wire.read_card(reply.content)
-        if card.site in nodes:
-            raise RunError(f"two nodes say that they are site {card.site!r}; give each hospital its own name.")
-        if card.willing and card.site in wanted:
-            if card.model != federation.model_fingerprint:
-                raise RunError(f"site {card.site!r} builds another model than the server; install the same version.")
-            nodes[card.site] = reply.metadata.src_node_id
-    missing = sorted(wanted - nodes.keys())
-    if missing:
-        raise RunError(f"{len(missing)} of {len(wanted)} hospitals did not enrol: {', '.join(missing[:5])}.")
-    return nodes
-
-
-def _connected(grid: Grid, wanted: int, patience_seconds: float = 120.0) -> list[int]:
-    """The ids of connected nodes, once there are as many as wanted or patience ends (Ray registers them late)."""
-    until = time.monotonic() + patience_seconds
-    while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < until:
-        time.sleep(0.1)
-    return nodes
 
 
 def run_round(grid: Grid, federation: Federation, nodes: Mapping[str, int], state: ServerState) -> tuple[
@@ -94,12 +78,12 @@ def run_round(grid: Grid, federation: Federation, nodes: Mapping[str, int], stat
     """One round: train at the cohort, average, step; then evaluate where the study says so. The last round is evaluated
     in full, with the final weights.
 
-    Error: RunError when fewer hospitals than `minimum_replies` sent a usable update; the state stands as it was.
+    Error: TooFewReplies when fewer hospitals than `minimum_replies` sent a usable update; the state stands as it was.
     """
     spec, number, began = federation.study.federation, state.round + 1, time.monotonic()
     chosen = cohort(federation.train_sites, spec.sites_per_round, seed=federation.study.seed, round=number)
     refused: dict[str, str] = {}
-    mean = StreamingMean()
+    mean = _mean_of(federation, number, len(chosen))
     done = []
     for update in _updates(grid, federation, nodes, chosen, TrainInstruction(
         federation.study.fingerprint, number, state.weights), refused):
@@ -108,9 +92,9 @@ def run_round(grid: Grid, federation: Federation, nodes: Mapping[str, int], stat
         federation.progress("trained", {"round": number, "site": update.site, "done": len(done), "of": len(chosen)})
     if mean.count < spec.minimum_replies:
         codes = ", ".join(f"{site}: {code}" for site, code in sorted(refused.items())[:5])
-        raise RunError(
+        raise TooFewReplies(
             f"round {number}: {mean.count} of {len(chosen)} hospitals sent an update, at least {spec.minimum_replies} "
-            f"are needed ({codes}); see the audit log of these hospitals."
+            f"are needed ({codes}); see the audit log of these hospitals.", refused,
         )
     update_mean = mean.result()
     weights, moments = server_step(state.weights, update_mean, state.moments, spec)
@@ -132,6 +116,14 @@ def run_round(grid: Grid, federation: Federation, nodes: Mapping[str, int], stat
     return new, result, evaluations
 
 
+def _mean_of(federation: Federation, round: int, asked: int) -> StreamingMean | PrivateMean:
+    if federation.mean_for is not None:
+        return federation.mean_for(round, asked)
+    if federation.study.federation.site_privacy is not None:
+        raise RunError("the study has federation.site_privacy, but this server has no noise for its means; it is not run.")
+    return StreamingMean()
+
+
 def final_weights(state: ServerState) -> np.ndarray:
     """The model to keep: the last round's, or the mean of the last `average_last` rounds' (free post-processing)."""
     if not state.recent:
@@ -148,11 +140,13 @@ def evaluate_everywhere(
     refuse are left out."""
     kind = "evaluate.final" if final else "evaluate"
     content = wire.write_instruction(TrainInstruction(federation.study.fingerprint, round, weights))
+    names = {node: site for site, node in nodes.items()}
     evaluations = []
     for reply in _ask(grid, federation, nodes, federation.evaluate_sites if sites is None else sites, kind, content):
-        if reply.has_error() or wire.refusal_of(reply.content) is not None:
-            continue
-        evaluations.append(wire.read_evaluation(reply.content, round=round))
+        with contextlib.suppress(SiteRefusal):
+            evaluation = wire.read_evaluation(_content(reply), round=round)
+            if evaluation.site == names.get(reply.metadata.src_node_id):
+                evaluations.append(evaluation)
     return sorted(evaluations, key=lambda e: e.site)
 
 
@@ -173,30 +167,35 @@ def _updates(
 ) -> Iterator[SiteUpdate]:
     """Usable updates in site-name order (so that sums do not depend on arrival); codes of the others in `refused`."""
     content = wire.write_instruction(instruction)
-    names = {nodes[site]: site for site in chosen}
+    names = {nodes[site]: site for site in chosen if site in nodes}
     waiting = set(chosen)
     for reply in _ask(grid, federation, nodes, chosen, "train", content):
         site = names.get(reply.metadata.src_node_id, "")
         waiting.discard(site)
         try:
-            yield checked_update(reply, site, instruction)
+            yield checked_update(reply, site, instruction, federation.maximum_update_norm)
         except SiteRefusal as refusal:
             refused[site] = refusal.code
             federation.progress("refused", {"round": instruction.round, "site": site, "code": refusal.code})
     refused.update(dict.fromkeys(waiting, "no_reply"))
 
 
-def checked_update(reply: Message, site: str, instruction: TrainInstruction) -> SiteUpdate:
-    """The update in a reply that should be this site's to this instruction. Error: SiteRefusal with a code."""
-    if reply.has_error():
-        raise SiteRefusal("error")
-    code = wire.refusal_of(reply.content)
-    if code is not None:
-        raise SiteRefusal(code)
-    update = wire.read_update(reply.content, round=instruction.round, size=instruction.weights.size)
+def checked_update(reply: Message, site: str, instruction: TrainInstruction, longest: float = math.inf) -> SiteUpdate:
+    """The update in a reply that should be this site's to this instruction, of at most this norm. Error: SiteRefusal."""
+    update = wire.read_update(_content(reply), round=instruction.round, size=instruction.weights.size)
     if update.site != site:
         raise SiteRefusal("bad_message")
+    if l2_norm(update.delta) > longest:
+        raise SiteRefusal("update_too_large")
     return update
+
+
+def _content(reply: Message) -> RecordDict:
+    """What a reply holds. Error: SiteRefusal where it is an error or a refusal."""
+    code = "error" if reply.has_error() else wire.refusal_of(reply.content)
+    if code is not None:
+        raise SiteRefusal(code)
+    return reply.content
 
 
 def _ask(

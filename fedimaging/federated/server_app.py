@@ -5,10 +5,10 @@ from collections.abc import Callable
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedimaging.federated.enrolment import Join, enrol_once
 from fedimaging.federated.rounds import (
     Federation,
     ServerState,
-    enrol,
     evaluate_everywhere,
     final_weights,
     run_round,
@@ -21,8 +21,9 @@ def build_server_app(
     start: ServerState,
     on_round: Callable[[ServerState, RoundResult], None],
     on_end: Callable[[ServerState, list[SiteEvaluation]], None],
+    join: Join = enrol_once,
 ) -> ServerApp:
-    """A ServerApp that starts after `start.round`.
+    """A ServerApp that starts after `start.round`. `join` finds the hospitals, before every round.
 
     `on_round` is called after every round, before the next one begins: what it makes durable is what a resumed run
     starts from. `on_end` gets the last state and the full evaluation of the final model.
@@ -31,9 +32,10 @@ def build_server_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        nodes = enrol(grid, federation)
+        nodes = join(grid, federation, {})
         state, evaluations = start, None
         while state.round < federation.study.federation.rounds:
+            nodes = join(grid, federation, nodes)
             state, result, evaluations = run_round(grid, federation, nodes, state)
             on_round(state, result)
         if evaluations is None:  # killed after the last round: its checkpoint is there, its evaluation is not

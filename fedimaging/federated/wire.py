@@ -7,23 +7,26 @@ a name to import, or a parameter of training.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedimaging.errors import SiteRefusal
-from fedimaging.results import SiteEvaluation, SiteUpdate
+from fedimaging.results import Arrays, SiteEvaluation, SiteUpdate
 from fedimaging.site.site import TrainInstruction
+from fedimaging.spec import EvaluationRelease
 
 REFUSALS = (
-    "bad_message", "study_not_approved", "wrong_round", "replayed_round", "wrong_shape", "weights_not_finite",
-    "no_training_data", "budget_exceeded", "update_not_finite", "update_too_large", "evaluation_not_released",
-    "not_willing", "data", "ledger", "privacy", "run", "study", "error",
+    "bad_message", "message_too_large", "study_not_approved", "wrong_round", "replayed_round", "wrong_shape",
+    "weights_not_finite", "no_training_data", "budget_exceeded", "update_not_finite", "update_too_large",
+    "evaluation_not_released", "against_policy", "outside_hours", "stopping", "not_willing", "data", "ledger", "privacy",
+    "run", "site", "study", "error",
 )
 """Every code that can leave a hospital."""
 
-_INSTRUCTION, _WEIGHTS, _SITE, _UPDATE, _METRICS, _SCORES = (
-    "instruction", "weights", "site", "update", "metrics", "scores",
+_INSTRUCTION, _WEIGHTS, _SITE, _UPDATE, _METRICS, _SCORES, _TOTALS = (
+    "instruction", "weights", "site", "update", "metrics", "scores", "totals",
 )
 
 
@@ -70,6 +73,15 @@ def read_enrolment(content: RecordDict) -> str:
     if type(head["study"]) is not str:
         raise SiteRefusal("bad_message")
     return head["study"]
+
+
+def study_of(content: RecordDict) -> str:
+    """The fingerprint that any message of a server's names. Error: SiteRefusal("bad_message")."""
+    head = content.get(_INSTRUCTION)
+    study = head.get("study") if isinstance(head, ConfigRecord) else None
+    if type(study) is not str:
+        raise SiteRefusal("bad_message")
+    return study
 
 
 def write_card(card: SiteCard) -> RecordDict:
@@ -123,20 +135,24 @@ def read_update(content: RecordDict, *, round: int, size: int) -> SiteUpdate:
 
 
 def write_evaluation(evaluation: SiteEvaluation) -> RecordDict:
-    """An evaluation: metrics, and scores where the hospital's policy allows them."""
+    """An evaluation: under which mode it leaves, metrics, and scores or noised totals where the policy says so."""
     numbers = {"loss": float(evaluation.loss), "n_patients": int(evaluation.n_patients)}
     record = RecordDict({
-        _SITE: ConfigRecord({"site": evaluation.site, "round": evaluation.round}),
+        _SITE: ConfigRecord({"site": evaluation.site, "round": evaluation.round, "release": evaluation.release}),
         _METRICS: MetricRecord({**numbers, **{f"m.{k}": float(v) for k, v in evaluation.metrics.items()}}),
     })
     if evaluation.predictions:
         record[_SCORES] = ArrayRecord({name: Array(array) for name, array in evaluation.predictions.items()})
+    if evaluation.totals:
+        record[_TOTALS] = ArrayRecord({name: Array(array) for name, array in evaluation.totals.items()})
     return record
 
 
 def read_evaluation(content: RecordDict, *, round: int) -> SiteEvaluation:
     """Read an evaluation. Error: SiteRefusal with a code."""
-    head, metrics, scores = _site_head(content), content.get(_METRICS), content.get(_SCORES)
+    head, metrics = _site_head(content), content.get(_METRICS)
+    if head.get("release") not in get_args(EvaluationRelease):
+        raise SiteRefusal("bad_message")
     if not isinstance(metrics, MetricRecord) or not {"loss", "n_patients"} <= set(metrics):
         raise SiteRefusal("bad_message")
     if head.get("round") != round:
@@ -150,8 +166,15 @@ def read_evaluation(content: RecordDict, *, round: int) -> SiteEvaluation:
         loss=float(str(numbers["loss"])),
         n_patients=int(str(numbers["n_patients"])),
         metrics={k[2:]: float(str(v)) for k, v in numbers.items() if k.startswith("m.")},
-        predictions={k: a.numpy() for k, a in scores.items()} if isinstance(scores, ArrayRecord) else {},
+        predictions=_arrays(content.get(_SCORES)),
+        release=str(head["release"]),
+        totals=_arrays(content.get(_TOTALS)),
     )
+
+
+def _arrays(record: object) -> Arrays:
+    """The arrays of a record; none where it is absent. Error: SiteRefusal("bad_message")."""
+    return {name: _vector(array) for name, array in record.items()} if isinstance(record, ArrayRecord) else {}
 
 
 def _site_head(content: RecordDict) -> ConfigRecord:

@@ -7,6 +7,7 @@ from fedimaging.errors import PrivacyError, bad_value, unknown_name
 
 UNITS = ("patient", "record")
 SAMPLINGS = ("poisson",)
+_MOST_DAYS = 366_000  # a thousand years: dates stay within what a calendar can count
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,16 @@ class Charge:
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that may ever be learnt about one unit of this hospital: (epsilon, delta), over all studies together.
+    """The most that may be learnt about one unit of this hospital: (epsilon, delta), over all studies together.
 
     epsilon: above 0; infinity means that the hospital sets no limit (a simulation without privacy).
     delta:   in (0, 1), below one over the number of patients.
+    days:    None: for ever. Otherwise in any so many days that follow one another; at most 366,000.
     """
 
     epsilon: float
     delta: float
+    days: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.epsilon, int | float) or isinstance(self.epsilon, bool) or not self.epsilon > 0:
@@ -73,6 +76,8 @@ class Budget:
         _check_number("budget.delta", self.delta, low=0.0, high=1.0)
         if self.delta in (0, 1):
             raise PrivacyError(bad_value("budget.delta", self.delta, "must lie strictly between 0 and 1", "use about 1e-5"))
+        if self.days is not None:
+            _check_whole("budget.days", self.days, least=1, most=_MOST_DAYS)
 
 
 def _check_number(name: str, value: object, *, low: float, high: float) -> None:
@@ -82,7 +87,8 @@ def _check_number(name: str, value: object, *, low: float, high: float) -> None:
         raise PrivacyError(bad_value(name, value, rule))
 
 
-def _check_whole(name: str, value: object, *, least: int) -> None:
-    """A whole number of at least `least`; True is not a number."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise PrivacyError(bad_value(name, value, f"must be a whole number of at least {least}"))
+def _check_whole(name: str, value: object, *, least: int, most: int | None = None) -> None:
+    """A whole number of at least `least` and at most `most`; True is not a number."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        rule = f"must be a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
+        raise PrivacyError(bad_value(name, value, rule))

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,22 +93,32 @@ class Ledger:
         head = Path(head) if head is not None else head_path(Path(path))
         return cls(path, head) if head.exists() else cls.create(path, head)
 
-    def reserve(self, *, study: str, run: str, round: int, charge: Charge, budget: Budget, epsilon_of: EpsilonOf) -> Entry:
+    def reserve(
+        self, *, study: str, run: str, round: int, charge: Charge, budget: Budget, epsilon_of: EpsilonOf,
+        also: Sequence[tuple[Budget, EpsilonOf]] = (), give_up_open: bool = False,
+    ) -> Entry:
         """Charge a round before it trains, if all charges together stay within the budget.
+
+        also: further budgets that must hold too, each with its bound; one of so many days counts only what may have
+        been charged in them (`Chain.charges`). A clock that was set back frees nothing; one that is set forward makes
+        the charges of a window look older than they are, which only a budget without days withstands.
+
+        give_up_open: say of every open reservation of this study and run that nobody will go on with it (a crash cut it
+        short). It stays charged in full, and is as old as this moment. For callers that run one round at a time.
 
         Guarantee: on return the charge is on disk; whatever happens next, it counts until settled. Errors:
         BudgetExceeded (nothing is charged), LedgerError, PrivacyError from `epsilon_of` for what cannot be accounted.
         """
+        budgets = [(budget, epsilon_of), *also]
         with self._locked() as (chain, write):
-            epsilon = epsilon_of([*chain.charges(), charge], budget.delta)
-            if not epsilon <= budget.epsilon:  # also refuses NaN
-                raise BudgetExceeded(
-                    f"epsilon={epsilon:.4g} after round {round} of study {study!r} is above this hospital's budget of "
-                    f"{budget.epsilon:g} (delta={budget.delta:g}); this hospital trains no more in this study, or its "
-                    "data protection officer raises the budget."
-                )
-            row = write("reserved", reservation(study, run, round, charge, budget))
-        return Entry(row.seq, charge, epsilon)
+            after = [bound([*chain.charges(allowed.days), charge], allowed.delta) for allowed, bound in budgets]
+            for epsilon, (allowed, _) in zip(after, budgets, strict=True):
+                if not epsilon <= allowed.epsilon:  # also refuses NaN
+                    raise BudgetExceeded(_exceeded(epsilon, allowed, f"round {round} of study {study!r}"))
+            for entry in chain.open_entries(study, run) if give_up_open else ():
+                write("given_up", {"entry": entry})
+            row = write("reserved", reservation(study, run, round, charge, (allowed for allowed, _ in budgets)))
+        return Entry(row.seq, charge, after[0])
 
     def settle(self, entry_id: int, steps_run: int, *, released: Mapping[str, int] | None = None) -> None:
         """Say how many of the reserved steps were run; the rest is given back. Durable on return.
@@ -129,9 +140,16 @@ class Ledger:
                 "budget may be passed: release nothing of this round, and report this as an error of the program."
             )
 
-    def charges(self) -> list[Charge]:
-        """Everything spent so far, oldest first; what is reserved and not settled counts in full."""
-        return verify(self.path, self.head).charges()
+    def open_entries(self, study: str, run: str) -> dict[int, int]:
+        """Reservations of this study and run that are neither settled nor given up: entry -> round, oldest first."""
+        return verify(self.path, self.head).open_entries(study, run)
+
+    def charges(self, days: int | None = None) -> list[Charge]:
+        """Everything spent so far, oldest first; what is reserved and not settled counts in full.
+
+        days: only what may have been spent in the last so many days; see `Chain.charges`.
+        """
+        return verify(self.path, self.head).charges(days)
 
     def rows(self) -> list[Row]:
         """All events, verified. Error: LedgerError."""
@@ -147,13 +165,16 @@ class Ledger:
         Path(target).write_text("".join(row.as_line() + "\n" for row in rows), encoding="utf-8")
         return len(rows)
 
-    def replay(self, delta: float, epsilon_of: EpsilonOf) -> list[tuple[Row, float]]:
-        """Every event that changed what is spent, with epsilon after it: how the hospital came to where it is."""
+    def replay(self, delta: float, epsilon_of: EpsilonOf, days: int | None = None) -> list[tuple[Row, float]]:
+        """Every event that changed what is spent, with epsilon after it: how the hospital came to where it is.
+
+        days: of the last so many days before each event.
+        """
         chain, history = Chain(), []
         for row in self.rows():
             chain.add(row)
             if row.kind in ("reserved", "settled"):
-                history.append((row, epsilon_of(chain.charges(), delta)))
+                history.append((row, epsilon_of(chain.charges(days, datetime.fromisoformat(row.time)), delta)))
         return history
 
     @contextmanager
@@ -179,6 +200,15 @@ class Ledger:
         if head.seq < chain.last.seq:  # a crash came between commit and head
             write_head(self.head, Head(chain.last.seq, chain.last.hash, digest))
         return chain
+
+
+def _exceeded(epsilon: float, budget: Budget, when: str) -> str:
+    span = "" if budget.days is None else f" for any {budget.days} days"
+    remedy = "trains no more in this study" if budget.days is None else "trains again when older charges are past"
+    return (
+        f"epsilon={epsilon:.4g} after {when} is above this hospital's budget of {budget.epsilon:g}{span} "
+        f"(delta={budget.delta:g}); this hospital {remedy}, or its data protection officer raises the budget."
+    )
 
 
 def _write(database: sqlite3.Connection, chain: Chain, kind: str, facts: Mapping[str, Any]) -> Row:

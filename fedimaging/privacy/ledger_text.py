@@ -64,6 +64,8 @@ def _words(row: Row) -> str:
         return f"reserved {_charge(facts['charge'])} for round {facts['round']} of {facts['run']} {facts['study'][:_SHOWN]}"
     if row.kind == "settled":
         return f"settled {facts['entry']}: {facts['steps_run']} steps were run"
+    if row.kind == "given_up":
+        return f"gave up {facts['entry']}, which a crash cut short: charged in full"
     return f"released {facts['what']}, {facts['bytes']:,} bytes, under {facts['entry']}"
 
 
@@ -90,5 +92,5 @@ def _spent(chain: Chain) -> list[str]:
 
 
 def _unsettled(rows: Sequence[Row]) -> list[int]:
-    settled = {row.facts["entry"] for row in rows if row.kind == "settled"}
-    return [row.seq for row in rows if row.kind == "reserved" and row.seq not in settled]
+    closed = {row.facts["entry"] for row in rows if row.kind in ("settled", "given_up")}
+    return [row.seq for row in rows if row.kind == "reserved" and row.seq not in closed]

@@ -8,16 +8,14 @@ import numpy as np
 from fedimaging.data.dataset import Dataset
 from fedimaging.errors import StudyError, unknown_name
 from fedimaging.federated.local_only import LocalModel
-from fedimaging.results import Interval, SiteEvaluation
+from fedimaging.results import SiteEvaluation
 from fedimaging.runs import machine
+from fedimaging.runs.metric_tables import Table, metric_table, release_words
 from fedimaging.site.simulated import SimulatedFederation, open_simulated_site
 from fedimaging.study.schema import Study
-from fedimaging.training.metrics import CLASSIFICATION_METRICS, classification_metrics
-from fedimaging.training.segmentation_metrics import SEGMENTATION_METRICS, segmentation_intervals
+from fedimaging.training.metrics import CLASSIFICATION_METRICS
+from fedimaging.training.segmentation_metrics import SEGMENTATION_METRICS
 from fedimaging.training.workbench import Workbench
-
-Table = dict[str, dict[str, Any]]
-"""Metric -> interval as JSON."""
 
 
 def arm_tables(study: Study, evaluations: Sequence[SiteEvaluation], held_out: frozenset[str]) -> dict[str, Any]:
@@ -25,9 +23,9 @@ def arm_tables(study: Study, evaluations: Sequence[SiteEvaluation], held_out: fr
     inside = [e for e in evaluations if e.site not in held_out]
     outside = [e for e in evaluations if e.site in held_out]
     return {
-        "test": _table(study, inside),
-        "held_out": _table(study, outside),
-        "sites": {e.site: _table(study, [e]) for e in evaluations},
+        "test": metric_table(study, inside),
+        "held_out": metric_table(study, outside),
+        "sites": {e.site: metric_table(study, [e]) for e in evaluations},
     }
 
 
@@ -35,10 +33,10 @@ def local_only_tables(study: Study, models: Sequence[LocalModel], held_out: froz
     """`test`: every patient scored by the model of their own hospital. `matrix`: each model at each hospital."""
     own = [e for model in models for e in model.evaluations if e.site == model.site and e.site not in held_out]
     return {
-        "test": _table(study, own),
+        "test": metric_table(study, own),
         "held_out": {},
-        "sites": {e.site: _table(study, [e]) for e in own},
-        "matrix": {model.site: {e.site: _table(study, [e]) for e in model.evaluations} for model in models},
+        "sites": {e.site: metric_table(study, [e]) for e in own},
+        "matrix": {model.site: {e.site: metric_table(study, [e]) for e in model.evaluations} for model in models},
         "refused": {model.site: model.refused for model in models if model.refused},
     }
 
@@ -48,24 +46,32 @@ def head(
 ) -> dict[str, Any]:
     """What was trained, with what, on what."""
     return {
-        "schema": "fedimaging-report/1",
-        "name": study.name,
+        **study_facts(study, bench),
         "created": facts["created"],
-        "study": study.model_dump(mode="json"),
-        "fingerprint": study.fingerprint,
-        "seed": study.seed,
-        "versions": machine.versions(),
         "machine": machine.machine(federation.device),
         "workers_reason": facts["workers_reason"],
         "memory_format": {"name": facts["memory_format"], "reason": facts["memory_format_reason"]},
         "data_fingerprint": dataset.fingerprint,
+        "privacy": _privacy(study, facts),
+        "released": {"evaluation": study.policy.release_evaluation, "words": release_words(study.policy)},
+    }
+
+
+def study_facts(study: Study, bench: Workbench) -> dict[str, Any]:
+    """The head of any report: the study, the model, the versions."""
+    return {
+        "schema": "fedimaging-report/1",
+        "name": study.name,
+        "study": study.model_dump(mode="json"),
+        "fingerprint": study.fingerprint,
+        "seed": study.seed,
+        "versions": machine.versions(),
         "task": {"kind": study.task.kind, "class_names": list(bench.task.class_names), "primary_metric": primary_metric(study)},
         "model": {
             "name": study.model.name,
             "parameters": sum(p.numel() for p in bench.model.parameters()),
             "trainable_parameters": int(bench.initial.size),
         },
-        "privacy": _privacy(study, facts),
     }
 
 
@@ -90,10 +96,7 @@ def site_facts(
     federation: SimulatedFederation, dataset: Dataset, tables: Mapping[str, Table], rounds: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Per hospital: role, patients, class shares, test table, privacy spent as its ledger says, and refusals."""
-    refused: dict[str, dict[str, str]] = {}
-    for row in rounds:
-        for site, code in row["refused"].items():
-            refused.setdefault(site, {})[str(row["round"])] = code
+    refused = refusals(rounds)
     held_out = set(federation.study.hospitals.held_out)
     facts = {}
     for place, name in enumerate(federation.names):
@@ -114,30 +117,32 @@ def site_facts(
     return facts
 
 
+def refusals(rounds: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Per hospital: round (as text) -> the code with which it sent no update."""
+    refused: dict[str, dict[str, str]] = {}
+    for row in rounds:
+        for site, code in row["refused"].items():
+            refused.setdefault(site, {})[str(row["round"])] = code
+    return refused
+
+
+def total_metrics(evaluations: Iterable[SiteEvaluation]) -> dict[str, float]:
+    """For the live view and the curves: the mean over hospitals, weighted by their test patients."""
+    found = list(evaluations)
+    totals: dict[str, float] = {}
+    for name in sorted({key for e in found for key in (*e.metrics, "loss")}):
+        pairs = [(e.loss if name == "loss" else e.metrics.get(name, float("nan")), e.n_patients) for e in found]
+        pairs = [(value, n) for value, n in pairs if value == value and n > 0]
+        if pairs:
+            totals[name] = sum(v * n for v, n in pairs) / sum(n for _, n in pairs)
+    return totals
+
+
 def seconds(rounds: Sequence[Mapping[str, Any]], clock: Mapping[str, float]) -> dict[str, float]:
     """Wall time: `start` until round 1, `training` and `evaluation` summed over rounds, baselines, and all together."""
     training = sum(row["seconds"]["training"] for row in rounds)
     evaluation = sum(row["seconds"]["evaluation"] for row in rounds)
     return {key: round(value, 3) for key, value in {**clock, "training": training, "evaluation": evaluation}.items()}
-
-
-def _table(study: Study, evaluations: Sequence[SiteEvaluation]) -> Table:
-    """Metrics over all scans of these evaluations together, with intervals over their patients."""
-    found = [e for e in evaluations if e.predictions]
-    if not found:
-        return {}
-    names = [name for name in found[0].predictions if name != "patient"]
-    arrays = {name: np.concatenate([e.predictions[name] for e in found]) for name in names}
-    patient = np.concatenate([np.char.add(f"{e.site}/", e.predictions["patient"].astype(str)) for e in found])
-    table: Mapping[str, Interval]
-    resamples, seed = study.evaluation.resamples, study.seed
-    if study.task.kind == "segmentation":
-        table = segmentation_intervals(arrays, patient, resamples=resamples, seed=seed)
-    else:
-        table = classification_metrics(
-            arrays["scores"], arrays["labels"], patient, kind=study.task.kind, resamples=resamples, seed=seed
-        )
-    return {name: interval.as_json() for name, interval in table.items()}
 
 
 def _prevalence(study: Study, dataset: Dataset, rows: np.ndarray) -> dict[str, float] | None:
@@ -149,30 +154,42 @@ def _prevalence(study: Study, dataset: Dataset, rows: np.ndarray) -> dict[str, f
     return {(names[k] if names else str(k)): round(float(share), 4) for k, share in enumerate(shares)}
 
 
+NOT_PROTECTED = (
+    "A patient who is treated at several hospitals: their guarantees add up (compose); the report gives each hospital's own.",
+    "How many patients each training hospital has, and that it takes part: these are treated as public.",
+    "What the model says about groups: differential privacy hides individuals, not facts about populations.",
+    "Choosing a study's settings by looking at results on the same patients: such runs are charged only where they share "
+    "a ledger.",
+)
+"""What differential privacy at the hospitals does not cover, in any run."""
+
+
+def privacy_statement(unit: str) -> str:
+    """What a guarantee for such units means, and against whom it holds."""
+    whole = "all scans of one patient at one hospital" if unit == "patient" else "one scan (not the whole patient)"
+    return (
+        f"The guarantee covers {whole}: whoever sees every update of the hospital, or the final model, learns almost the "
+        "same whether or not that unit was in the training data. It holds against the server, the other hospitals and the "
+        "public; only the hospital itself is trusted."
+    )
+
+
 def _privacy(study: Study, facts: Mapping[str, Any]) -> dict[str, Any] | None:
     if study.privacy is None:
         return None
     unit = study.privacy.unit
-    whole = "all scans of one patient at one hospital" if unit == "patient" else "one scan (not the whole patient)"
     not_protected = [
-        "Test patients: the reported metrics are computed on them without noise.",
-        "A patient who is treated at several hospitals: their guarantees add up (compose); the report gives each hospital's own.",
-        "How many patients each training hospital has, and that it takes part: these are treated as public.",
-        "What the model says about groups: differential privacy hides individuals, not facts about populations.",
+        *([release_words(study.policy)] if study.policy.release_evaluation in ("coarsened", "metrics", "scores") else []),
+        *NOT_PROTECTED[:3],
         "Simulated noise follows from the study's seed so that runs can be repeated: whoever knows the seed can remove it. "
         "Hospitals use a cryptographic generator instead.",
-        "Choosing a study's settings by looking at results on the same patients: such runs are charged only where they share "
-        "a ledger.",
+        *NOT_PROTECTED[3:],
     ]
     if unit == "record":
         not_protected.insert(0, "A patient with several scans: each further scan weakens the guarantee for the patient.")
     return {
         "unit": unit,
-        "statement": (
-            f"The guarantee covers {whole}: whoever sees every update of the hospital, or the final model, learns almost the "
-            "same whether or not that unit was in the training data. It holds against the server, the other hospitals and the "
-            "public; only the hospital itself is trusted."
-        ),
+        "statement": privacy_statement(unit),
         "not_protected": not_protected,
         "engine": {"name": facts["engine"], "reason": facts["engine_reason"]},
     }

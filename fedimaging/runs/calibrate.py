@@ -22,7 +22,7 @@ from fedimaging.study.schema import Study
 
 @dataclass(frozen=True)
 class HospitalCalibration:
-    """One hospital's private plan over all rounds, and what it implies.
+    """One hospital's private plan over all rounds, with its noised evaluations if any, and what it implies.
 
     `epsilon`, `epsilon_rdp` and the two ceilings are for the study's unit; `patient_epsilon` reads a record-level plan
     for a patient of `scans_per_patient` records (both None where the unit is the patient). `noise_to_signal` is that of
@@ -43,6 +43,7 @@ class HospitalCalibration:
     tpr_at_1_percent: float
     scans_per_patient: int | None
     patient_epsilon: float | None
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,23 @@ def calibrate_study(study: Study) -> Calibration:
     rows = []
     for name, plan in federation.plans.items():
         mine = federation.train_site == federation.names.index(name)
-        rows.append(_calibration(name, plan, dataset, mine, parameters))
+        rows.append(_calibration(study, name, plan, dataset, mine, parameters))
     return Calibration(
         study.name, study.privacy.unit, ACCOUNTANT, study.privacy.clip_norm, study.model.name, parameters, tuple(rows)
     )
 
 
-def _calibration(name: str, plan: DpPlan, dataset: Dataset, mine: np.ndarray, parameters: int) -> HospitalCalibration:
-    charges = [plan.charge(plan.steps_per_round * plan.rounds)]
+def _calibration(
+    study: Study, name: str, plan: DpPlan, dataset: Dataset, mine: np.ndarray, parameters: int
+) -> HospitalCalibration:
+    charges = hospitals.planned_charges(study, plan, plan.rounds)
     return HospitalCalibration(
         hospital=name,
         patients=len(np.unique(dataset.patient_ids[mine])),
         units=plan.n_units,
         sample_rate=plan.sample_rate,
         steps=charges[0].steps,
+        evaluations=len(charges) - 1,
         noise_multiplier=plan.noise_multiplier,
         epsilon=epsilon(charges, plan.delta),
         epsilon_rdp=epsilon_rdp(charges, plan.delta),
@@ -117,11 +121,13 @@ def as_lines(calibration: Calibration) -> list[str]:
         "",
         f"epsilon      for one {calibration.unit}, all rounds, by {calibration.accountant}; RDP is the check above it",
         *([_PER_PATIENT] if by_record else []),
+        *([_EVALUATED.format(most)] if (most := max(row.evaluations for row in calibration.hospitals)) else []),
         "noise/signal norm of the noise over the greatest norm of the averaged gradient, in one step",
         f"TPR at x %   no attack finds a greater share of members at x % false alarms, one {calibration.unit} at a time",
     ]
 
 
+_EVALUATED = "             and {} noised evaluations, charged as if test patients were training patients too"
 _PER_PATIENT = "per patient  epsilon for a patient who has the most records there (in brackets)"
 
 

@@ -8,12 +8,12 @@ import numpy as np
 
 from fedimaging.data.dataset import Dataset
 from fedimaging.data.partition import assign, one_class_sites
-from fedimaging.data.prepare import prepare
 from fedimaging.errors import DataError, PrivacyError, StudyError, bad_value
 from fedimaging.privacy.accounting import epsilon
-from fedimaging.privacy.budget import Budget
-from fedimaging.privacy.dpsgd import DpPlan, plan_for
-from fedimaging.privacy.units import group_units, most_records
+from fedimaging.privacy.budget import Budget, Charge
+from fedimaging.privacy.dpsgd import DpPlan
+from fedimaging.privacy.released_metrics import release_charge
+from fedimaging.site.plan import charges_of, prepare_data, private_plan
 from fedimaging.site.simulated import SimulatedFederation
 from fedimaging.study.schema import Study
 
@@ -23,19 +23,16 @@ _HEADROOM = 1.5  # a simulated hospital's budget over the study's plan: rounds r
 
 def load_data(study: Study) -> Dataset:
     """Decode (once) and open the study's data. Error: DataError."""
-    task = study.task
-    return prepare(
-        study.data, labels=task.columns, needs_mask=task.kind == "segmentation", classes=task.classes,
-        multilabel=task.kind == "multilabel",
-    )
+    return prepare_data(study)
 
 
 def make_federation(study: Study, dataset: Dataset, folder: Path, device: str) -> SimulatedFederation:
     """Hospitals with their rows, plans and budgets. Errors: StudyError, DataError, PrivacyError."""
     site = assign(dataset, study.hospitals, dataset.labels)
-    names = tuple(sorted(set(site.tolist())))
+    takes_part = site != ""
+    names = tuple(sorted(set(site[takes_part].tolist())))
     held_out = set(study.hospitals.held_out)
-    code = np.searchsorted(np.array(names), site).astype(np.int32)
+    code = np.where(takes_part, np.searchsorted(np.array(names), site), -1)
     is_held_out = np.isin(site, sorted(held_out))
     train = np.where((dataset.split == "train") & ~is_held_out, code, -1).astype(np.int32)
     test = np.where((dataset.split == "test") | is_held_out, code, -1).astype(np.int32)
@@ -43,7 +40,7 @@ def make_federation(study: Study, dataset: Dataset, folder: Path, device: str) -
         folder, study, _store(dataset), names, train, test, {}, {}, device
     )
     _check_replies(study, len(federation.train_names))
-    return with_plans(federation, dataset)
+    return with_evaluation_budgets(with_plans(federation, dataset), dataset)
 
 
 def _check_replies(study: Study, n_training: int) -> None:
@@ -84,14 +81,25 @@ def with_plans(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFe
     budgets: dict[str, Budget] = {}
     for name in federation.train_names:
         rows = np.flatnonzero(federation.train_site == federation.names.index(name))
-        n_units = len(group_units(dataset.patient_ids[rows], study.privacy.unit))
-        expected = min(study.training.batch_size, n_units)
-        plans[name] = plan_for(
-            study.privacy, n_units, expected, study.training.steps(n_units / expected), study.federation.rounds,
-            most_records(dataset.patient_ids[rows]) if study.privacy.unit == "record" else None,
-        )
+        plans[name] = private_plan(study, dataset.patient_ids[rows])
         budgets[name] = _budget(study, name, plans[name])
     return replace(federation, plans=plans, budgets=budgets)
+
+
+def with_evaluation_budgets(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFederation:
+    """Add a budget for each hospital that only evaluates, or whose training is not private, where evaluations are charged."""
+    study = federation.study
+    if study.policy.release_evaluation != "noised":
+        return federation
+    asked = study.evaluations_by(study.federation.rounds)
+    budgets = dict(federation.budgets)
+    for name in set(federation.test_names) - budgets.keys():
+        rows = np.flatnonzero(federation.test_site == federation.names.index(name))
+        delta = min(1e-5, len(np.unique(dataset.patient_ids[rows])) ** -1.1)
+        spent = epsilon([release_charge(study.policy.evaluation_noise_multiplier)] * asked, delta)
+        allowed = study.policy.budget_epsilon
+        budgets[name] = Budget(allowed if allowed is not None else max(_HEADROOM * spent, _LEAST_BUDGET), delta)
+    return replace(federation, budgets=budgets)
 
 
 def pooled(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFederation:
@@ -102,12 +110,26 @@ def pooled(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFedera
         train_site=np.where(federation.train_site >= 0, 0, -1).astype(np.int32),
         test_site=np.where(federation.test_site >= 0, federation.test_site + 1, -1).astype(np.int32),
     )
-    return with_plans(arm, dataset)
+    return with_evaluation_budgets(with_plans(arm, dataset), dataset)
 
 
 def local_only(federation: SimulatedFederation) -> SimulatedFederation:
-    """The baseline in which every hospital trains alone, with ledgers of its own."""
-    return replace(federation, folder=federation.folder / "baselines" / "local_only", arm="local_only")
+    """The baseline in which every hospital trains alone, with ledgers of its own.
+
+    Each hospital's model is tried at every other: where evaluations are charged and the study sets no budget, budgets are
+    made wide enough for that.
+    """
+    arm = replace(federation, folder=federation.folder / "baselines" / "local_only", arm="local_only")
+    study = federation.study
+    if study.policy.release_evaluation != "noised" or study.policy.budget_epsilon is not None:
+        return arm
+    tried = [release_charge(study.policy.evaluation_noise_multiplier)] * len(federation.train_names)
+    budgets = {}
+    for name, budget in federation.budgets.items():
+        plan = federation.plans.get(name)
+        charges = [*(planned_charges(study, plan, plan.rounds) if plan else []), *tried]
+        budgets[name] = replace(budget, epsilon=max(budget.epsilon, _HEADROOM * epsilon(charges, budget.delta)))
+    return replace(arm, budgets=budgets)
 
 
 def public_weights(federation: SimulatedFederation, dataset: Dataset) -> dict[str, float]:
@@ -121,13 +143,15 @@ def public_weights(federation: SimulatedFederation, dataset: Dataset) -> dict[st
     return weights
 
 
-def planned_epsilon(plan: DpPlan, rounds: int) -> float:
-    """What so many rounds of the plan cost, by PLD."""
-    return epsilon([plan.charge(plan.steps_per_round * rounds)], plan.delta)
+def planned_charges(study: Study, plan: DpPlan, rounds: int) -> list[Charge]:
+    """What the first so many rounds of the study cost a simulated hospital that trains and evaluates."""
+    policy = study.policy
+    noise = policy.evaluation_noise_multiplier if policy.release_evaluation == "noised" else None
+    return charges_of(study, plan, rounds, noise)
 
 
 def _budget(study: Study, name: str, plan: DpPlan) -> Budget:
-    planned = planned_epsilon(plan, plan.rounds)
+    planned = epsilon(planned_charges(study, plan, plan.rounds), plan.delta)
     if math.isinf(planned):
         raise PrivacyError(
             f"privacy.noise_multiplier={plan.noise_multiplier} at hospital {name!r} gives no finite epsilon, so it protects "
@@ -137,7 +161,7 @@ def _budget(study: Study, name: str, plan: DpPlan) -> Budget:
     if allowed is not None and planned > allowed:
         raise StudyError(
             f"policy.budget_epsilon={allowed} is below the {planned:.3g} that the study would spend at hospital {name!r}; "
-            "raise the budget, lower privacy.target_epsilon, or train fewer rounds."
+            "raise the budget, lower privacy.target_epsilon, or train (and, where evaluations are noised, evaluate) less."
         )
     if plan.noise_multiplier < study.policy.minimum_noise_multiplier:
         raise StudyError(
@@ -145,7 +169,7 @@ def _budget(study: Study, name: str, plan: DpPlan) -> Budget:
             f"{study.policy.minimum_noise_multiplier} (hospital {name!r}); raise the noise or ask the hospital."
         )
     target = study.privacy.target_epsilon if study.privacy and study.privacy.target_epsilon else planned
-    return Budget(allowed if allowed is not None else max(_HEADROOM * target, _LEAST_BUDGET), plan.delta)
+    return Budget(allowed if allowed is not None else max(_HEADROOM * max(target, planned), _LEAST_BUDGET), plan.delta)
 
 
 def _store(dataset: Dataset) -> Path:

@@ -11,12 +11,15 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 
 class LiveView:
-    """Shows round, hospitals done, loss, test metric, epsilon spent and time left. A context manager."""
+    """Shows round, hospitals done, loss, test metric, epsilon spent and time left. A context manager.
 
-    def __init__(self, rounds: int, *, out: TextIO | None = None, quiet: bool = False) -> None:
+    `without_epsilon`: what stands in place of the epsilon of a round that has none.
+    """
+
+    def __init__(self, rounds: int, *, out: TextIO | None = None, quiet: bool = False, without_epsilon: str = "no DP") -> None:
         self._console = Console(file=out or sys.stderr, quiet=quiet, highlight=False)
         self._warnings = Console(file=out or sys.stderr, highlight=False) if quiet else self._console
-        self._rounds = rounds
+        self._rounds, self._without_epsilon = rounds, without_epsilon
         self._label = ""
         self._began = time.monotonic()
         self._first_round = 0
@@ -67,7 +70,7 @@ class LiveView:
         number = row["round"]
         metrics = " ".join(f"{name} {value:.3f}" for name, value in row["metrics"].items() if value == value)
         spent = [value for value in row["epsilon"].values() if value == value]
-        epsilon = f"ε ≤ {max(spent):.2f}" if spent else "no DP"
+        epsilon = f"ε ≤ {max(spent):.2f}" if spent else self._without_epsilon
         self._last = " · ".join(part for part in (metrics, epsilon, f"{self._left(number)} left") if part)
         if self._progress is None:
             self.say(f"{self._label}: round {number}/{self._rounds}: {len(row['sites'])} hospitals · {self._last}")

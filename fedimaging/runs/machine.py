@@ -1,5 +1,6 @@
 """This machine: what it is, and how many worker processes make the best of it for a study."""
 
+import json
 import multiprocessing
 import os
 import platform
@@ -11,7 +12,9 @@ from importlib.metadata import version
 from typing import Any
 
 from fedimaging import __version__
+from fedimaging.data.store import cache_root, key_of
 from fedimaging.errors import RunError
+from fedimaging.files import write_json
 from fedimaging.site.site import Site
 from fedimaging.training.workbench import MemoryFormat
 
@@ -42,6 +45,19 @@ def peak_memory_mb() -> float:
     """Largest resident set of this process or any finished child, in MB."""
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return round(kilobytes / 1024, 1)
+
+
+def remembered(what: object, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `measure` found the first time on this machine for `what` (JSON): kept beside the image store, so that a study
+    that is run again is run in the same way, bit for bit, whatever else the machine does meanwhile."""
+    path = cache_root(None) / "measured" / f"{key_of(what, versions(), machine(''))}.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = measure()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, found)
+    return found
 
 
 def choose_workers(site: Site, records_per_site: Mapping[str, int]) -> tuple[int, str]:

@@ -22,7 +22,7 @@ from fedimaging.runs import report_compare, report_cost, report_tables, report_v
 from fedimaging.runs.charts import interval_ruler, line_key, mark_key, share_key
 from fedimaging.runs.report_curves import curves
 from fedimaging.runs.report_pictures import embed, examples
-from fedimaging.runs.report_privacy import UNITS, privacy_bands, privacy_facts
+from fedimaging.runs.report_privacy import UNITS, privacy_bands
 from fedimaging.runs.report_text import NOT_MEASURED, metric_words, short_number
 
 SCHEMA = "fedimaging-report/1"
@@ -39,7 +39,7 @@ def write_page(run: Path) -> Path:
     title = report.get("name") or run.resolve().name
     try:
         parts = _head(report) | _results(report) | _rest(run, report)
-        page = _render("report.html.j2", title=title, report=_filled(report), **parts)
+        page = render("report.html.j2", title=title, report=_filled(report), **parts)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run / 'report.json'} is not as a run writes it ({error}); restore it or run again.") from error
     write_text(run / "report.html", page)
@@ -48,8 +48,7 @@ def write_page(run: Path) -> Path:
 
 def _head(report: Mapping[str, Any]) -> dict[str, Any]:
     """Sentence, notes, cards, hospitals, privacy."""
-    sites = report_view.sites_in_order(report)
-    facts = privacy_facts(sites)
+    facts = report_view.facts_of(report)
     rows, axis = report_view.site_rows(report)
     return {
         "facts": facts, "bands": privacy_bands(facts), "unit_words": [UNITS.get(unit, unit) for unit in facts.units],
@@ -91,7 +90,7 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
         raise RunError(bad_value("runs", list(runs), "is empty", "name at least one run folder"))
     reports = report_compare.unique_names([(run.resolve().name, read_report(run)) for run in runs])
     rows, axis = report_compare.run_rows(reports)
-    page = _render(
+    page = render(
         "compare.html.j2", title="Comparison of runs", names=list(reports), rows=rows, ruler=interval_ruler(axis),
         metric=metric_words(report_view.primary_metric(next(iter(reports.values())))),
         bands=report_compare.comparison_bands(reports), curves=report_compare.run_curves(reports),
@@ -121,7 +120,9 @@ def _filled(report: Mapping[str, Any]) -> dict[str, Any]:
     said = report_view.part(report, "privacy")
     privacy = {key: said.get(key) for key in ("statement", "not_protected", "engine")}
     top = {key: report.get(key) for key in ("created", "fingerprint", "data_fingerprint", "seed", "versions", "study")}
-    return top | {"privacy": privacy, "kind": report_view.part(report, "task").get("kind")}
+    released = report_view.part(report, "released").get("words")
+    return top | {"privacy": privacy, "kind": report_view.part(report, "task").get("kind"), "released": released,
+                  "site_privacy": report_view.part(report, "site_privacy").get("words")}
 
 
 def _without_nan(value: Any) -> Any:
@@ -150,7 +151,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A page of `templates/`, with the look and the policy that every page has."""
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return _environment().get_template(template).render(script=script, script_hash=digest, **values)

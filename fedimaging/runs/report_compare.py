@@ -8,9 +8,9 @@ from markupsafe import Markup
 
 from fedimaging.runs.charts import Axis, Line, interval_row, line_chart
 from fedimaging.runs.report_curves import Figure
-from fedimaging.runs.report_privacy import Band, privacy_facts
+from fedimaging.runs.report_privacy import Band
 from fedimaging.runs.report_text import bytes_text, duration_text, epsilon_text, metric_words, read_interval
-from fedimaging.runs.report_view import Report, metric_axis, part, primary_metric, result_text
+from fedimaging.runs.report_view import Report, facts_of, metric_axis, part, primary_metric, result_text
 
 MOST_COLOURS = 7  # lines in looks `s0`..`s6`; further runs are thin and grey
 
@@ -50,7 +50,9 @@ def run_rows(reports: Mapping[str, Report]) -> tuple[list[RunRow], Axis]:
 
 
 def _privacy_words(report: Report) -> str:
-    facts = privacy_facts(part(report, "sites"))
+    facts = facts_of(report)
+    if facts.kept_by_hospitals:
+        return "own ledgers"
     if not facts.accounted:
         return "none"
     if not facts.claims:

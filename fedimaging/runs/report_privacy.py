@@ -19,7 +19,8 @@ _EACH = {"patient": "each patient", "record": "each scan (not each patient)"}
 
 @dataclass(frozen=True)
 class PrivacyFacts:
-    """The claim of a whole run. `epsilon` and `delta` are the largest of any training hospital."""
+    """The claim of a whole run. `epsilon` and `delta` are the largest of any training hospital. `kept_by_hospitals`: the
+    study was private, and what was spent stands in ledgers that the maker of the report does not see."""
 
     accounted: tuple[str, ...]
     unaccounted: tuple[str, ...]
@@ -29,6 +30,7 @@ class PrivacyFacts:
     simulated: tuple[str, ...]
     over_budget: tuple[str, ...]
     disagreeing: tuple[str, ...]
+    kept_by_hospitals: bool = False
 
     @property
     def claims(self) -> bool:
@@ -60,8 +62,11 @@ class Band:
     text: str
 
 
-def privacy_facts(sites: Mapping[str, Mapping[str, Any]]) -> PrivacyFacts:
-    """Gather the claim from the training hospitals' own figures; held-out hospitals spend nothing and are left out."""
+def privacy_facts(sites: Mapping[str, Mapping[str, Any]], *, kept_by_hospitals: bool = False) -> PrivacyFacts:
+    """Gather the claim from the training hospitals' own figures; held-out hospitals spend nothing and are left out.
+
+    kept_by_hospitals: the report says so of a private study that has no figures (`privacy.kept_by_hospitals`).
+    """
     spent = {name: site.get("privacy") for name, site in sites.items() if site.get("role") != "held_out"}
     known = {name: one for name, one in spent.items() if one and one.get("epsilon") is not None}
     return PrivacyFacts(
@@ -73,6 +78,7 @@ def privacy_facts(sites: Mapping[str, Mapping[str, Any]]) -> PrivacyFacts:
         simulated=tuple(name for name, one in known.items() if not str(one.get("noise", "")).startswith("secure")),
         over_budget=tuple(name for name, one in known.items() if _passed(one)),
         disagreeing=tuple(name for name, one in known.items() if _below(one)),
+        kept_by_hospitals=kept_by_hospitals and not known,
     )
 
 
@@ -92,6 +98,8 @@ def _below(spent: Mapping[str, Any]) -> bool:
 
 def privacy_phrase(facts: PrivacyFacts) -> str:
     """The last part of the summary sentence."""
+    if facts.kept_by_hospitals:
+        return "each hospital keeps the account of its own patients’ privacy"
     if not facts.accounted:
         return "no privacy protection was used"
     if not facts.claims:
@@ -103,6 +111,12 @@ def privacy_phrase(facts: PrivacyFacts) -> str:
 
 def privacy_bands(facts: PrivacyFacts) -> list[Band]:
     """Everything a reader must know before the first figure, gravest first."""
+    if facts.kept_by_hospitals:
+        return [Band("calm", "Privacy is accounted for at the hospitals", (
+            "The study was trained with differential privacy. Each hospital set the noise from its own number of patients, "
+            "charged every round to its own ledger before it read a patient, and told nobody what it spent. How strong the "
+            "protection is, each hospital’s own report says; without these reports no figure can be claimed for this model."
+        ))]
     if not facts.accounted:
         return [Band("danger", "No privacy protection", (
             "This model was trained without differential privacy. It may reveal who took part in the training and what "
@@ -155,7 +169,7 @@ def site_privacy(name: str, spent: Mapping[str, Any] | None) -> SitePrivacy | No
         ("Unit", unit_words(spent)),
         ("Accountant", str(spent.get("accountant", "unknown"))),
         ("Cross-check (RDP)", "ε ≤ " + epsilon_text(spent["epsilon_rdp"]) if spent.get("epsilon_rdp") else "none"),
-        ("Steps", count_text(spent.get("steps"))),
+        ("Steps", steps_words(spent)),
         ("Noise multiplier", _figures(spent.get("noise_multiplier"))),
         ("Sample rate", _figures(spent.get("sample_rate"))),
         ("Noise generator", noise_words(str(spent.get("noise", "unknown")))),
@@ -163,6 +177,14 @@ def site_privacy(name: str, spent: Mapping[str, Any] | None) -> SitePrivacy | No
     bar = Markup("") if budget is None else budget_bar(spent["epsilon"], budget)
     allowed = "no budget" if budget is None else f"{budget:g}"
     return SitePrivacy(name, epsilon_text(spent["epsilon"]), allowed, bar, cells)
+
+
+def steps_words(spent: Mapping[str, Any]) -> str:
+    """How many noisy sums were charged, and how many of them were evaluations."""
+    steps, evaluations = spent.get("steps"), spent.get("evaluations") or 0
+    if steps is None or not evaluations:
+        return count_text(steps)
+    return f"{count_text(steps - evaluations)} and {count_text(evaluations, 'noised evaluation')}"
 
 
 def unit_words(spent: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from fedimaging.results import Interval
 from fedimaging.runs.charts import Axis, interval_row, round_axis
-from fedimaging.runs.report_privacy import PrivacyFacts, SitePrivacy, privacy_phrase, site_privacy
+from fedimaging.runs.report_privacy import PrivacyFacts, SitePrivacy, privacy_facts, privacy_phrase, site_privacy
 from fedimaging.runs.report_text import (
     NOT_MEASURED,
     count_text,
@@ -86,6 +86,12 @@ def is_held_out(site: Mapping[str, Any]) -> bool:
     return site.get("role") == "held_out"
 
 
+def facts_of(report: Report) -> PrivacyFacts:
+    """What the report says about privacy."""
+    kept = bool(part(report, "privacy").get("kept_by_hospitals"))
+    return privacy_facts(sites_in_order(report), kept_by_hospitals=kept)
+
+
 def total(sites: Iterable[Mapping[str, Any]], key: str) -> int | None:
     """Sum of a count over hospitals, None if any of them does not tell it."""
     counts = [site.get(key) for site in sites]
@@ -142,6 +148,8 @@ def cards(report: Report, facts: PrivacyFacts) -> list[Card]:
 
 def privacy_card(facts: PrivacyFacts) -> Card:
     """The claim of the run as a key figure."""
+    if facts.kept_by_hospitals:
+        return Card("Privacy", "own ledgers", "each hospital keeps its own account")
     if not facts.claims:
         return Card("Privacy", "none" if not facts.accounted else "incomplete", "see the note above", "danger")
     note, tone = f"δ = {delta_text(facts.delta)}, for {facts.each}", ""

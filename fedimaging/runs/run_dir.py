@@ -26,6 +26,7 @@ from fedimaging.files import append_line, disk_fault, write_text, write_whole
 from fedimaging.results import RoundResult
 from fedimaging.study.load import load
 from fedimaging.study.schema import Study
+from fedimaging.training.workbench import Workbench
 
 
 class RunDir:
@@ -92,6 +93,15 @@ class RunDir:
                 return ServerState(int(kept["round"]), kept["weights"], moments, recent)
         except (ValueError, KeyError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise RunError(f"checkpoint {str(path)!r} cannot be read ({error}); start the run in a new folder.") from None
+
+    def save_weights(self, bench: Workbench, shared: np.ndarray) -> None:
+        """The model, as named arrays, in weights.safetensors; `shared` is the vector that travels."""
+        from safetensors.numpy import save_file
+
+        full = bench.initial.copy()
+        full[bench.shared] = shared
+        arrays = bench.named_arrays(full)
+        write_whole(self.path / "weights.safetensors", lambda path: save_file(arrays, path))
 
     def append_round(self, result: RoundResult) -> None:
         """One line of rounds.jsonl."""

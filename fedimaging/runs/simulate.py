@@ -2,19 +2,21 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedimaging.aggregation.mean import StreamingMean
 from fedimaging.data.dataset import Dataset
 from fedimaging.federated.client_app import build_client_app
 from fedimaging.federated.local_only import LocalModel, build_local_only_app
 from fedimaging.federated.rounds import Federation, ServerState, final_weights, first_state
 from fedimaging.federated.server_app import build_server_app
-from fedimaging.files import write_json, write_whole
+from fedimaging.federated.site_privacy import PrivateMeans
+from fedimaging.files import write_json
 from fedimaging.privacy.accounting import bound_for
 from fedimaging.privacy.budget import Budget
 from fedimaging.results import RoundResult, SiteEvaluation
@@ -22,6 +24,7 @@ from fedimaging.runs import assemble, hospitals, machine
 from fedimaging.runs.live import LiveView
 from fedimaging.runs.options import Options
 from fedimaging.runs.run_dir import RunDir
+from fedimaging.runs.site_privacy import private_means, site_privacy_facts
 from fedimaging.runs.track import Tracker, check_tracker, open_tracker
 from fedimaging.site.simulated import SimulatedFederation, open_simulated_site, shared_workbench
 from fedimaging.study.schema import Study
@@ -94,13 +97,19 @@ def _prepare(study: Study, options: Options, folder: RunDir, view: LiveView) -> 
 
 
 def _decide(study: Study, options: Options, federation: SimulatedFederation) -> dict[str, Any]:
-    """Engine and number of workers: measured once, then recorded."""
+    """Engine, number of workers, layout in memory: measured once on this machine, so that the same study run again gives
+    the same bits, and recorded in the run."""
     sizes = {name: int((federation.train_site == federation.names.index(name)).sum()) for name in federation.train_names}
     site = open_simulated_site(federation.folder, federation.names.index(max(sizes, key=lambda name: sizes[name])))
     wanted = options.workers if options.workers != "auto" else study.runtime.workers
-    workers, why = (int(wanted), "as asked") if wanted != "auto" else machine.choose_workers(site, sizes)
-    chosen = {"workers": workers, "workers_reason": why, **machine.choose_engine(site, workers)}
-    chosen |= machine.choose_memory_format(site, workers)
+
+    def measure() -> dict[str, Any]:
+        workers, why = (int(wanted), "as asked") if wanted != "auto" else machine.choose_workers(site, sizes)
+        chosen = {"workers": workers, "workers_reason": why, **machine.choose_engine(site, workers)}
+        return chosen | machine.choose_memory_format(site, workers)
+
+    parts = study.model_dump(mode="json", include={"model", "task", "training", "privacy"})
+    chosen = machine.remembered([parts, study.data.image_size, study.data.channels, sizes, wanted, federation.device], measure)
     return {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **chosen}
 
 
@@ -124,7 +133,7 @@ def _train(run: _Run, federation: SimulatedFederation, label: str, tracker: Trac
 
     app = build_server_app(_public(run, federation), state, on_round, on_end)
     _carry(run, app, federation)
-    _save_weights(run.bench, federation.folder, ends[0].weights)
+    folder.save_weights(run.bench, ends[0].weights)
     if tracker is not None:
         tracker.close()
     return ends[0]
@@ -133,7 +142,7 @@ def _train(run: _Run, federation: SimulatedFederation, label: str, tracker: Trac
 def _carry(run: _Run, server_app: Any, federation: SimulatedFederation) -> None:
     """Drive the apps with the carrier that was asked for."""
     folder, nodes = federation.folder, len(federation.names)
-    client_app = build_client_app(lambda context: open_simulated_site(folder, int(context.node_config["partition-id"])))
+    client_app = build_client_app(lambda context, _: open_simulated_site(folder, int(context.node_config["partition-id"])))
     carrier = run.options.carrier if run.options.carrier != "in_process" else run.study.runtime.carrier
     if carrier == "ray":
         from fedimaging.federated.ray_engine import run_on_ray
@@ -150,8 +159,14 @@ def _public(run: _Run, federation: SimulatedFederation) -> Federation:
     return Federation(
         study=run.study, train_sites=federation.train_names, evaluate_sites=federation.test_names,
         public_weights=hospitals.public_weights(federation, run.dataset), model_fingerprint=run.bench.fingerprint,
-        planned_epsilon=_planned(federation), progress=run.view.event, total_metrics=_total_metrics,
+        planned_epsilon=_planned(federation), progress=run.view.event, total_metrics=assemble.total_metrics,
+        mean_for=_means(run) if federation.arm == "federated" else lambda round, asked: StreamingMean(),
     )
+
+
+def _means(run: _Run) -> PrivateMeans | None:
+    """Noised means of the run itself; the baselines have no hospitals to protect from each other."""
+    return private_means(run.study, run.folder.path, simulated=True)
 
 
 def _planned(federation: SimulatedFederation) -> Callable[[str, int], float]:
@@ -162,21 +177,9 @@ def _planned(federation: SimulatedFederation) -> Callable[[str, int], float]:
         if plan is None:
             return float("nan")
         anything = Budget(math.inf, plan.delta)  # any bound satisfies it, so the quick one is given
-        return bound_for(anything)([plan.charge(plan.steps_per_round * rounds)], plan.delta)
+        return bound_for(anything)(hospitals.planned_charges(federation.study, plan, rounds), plan.delta)
 
     return planned
-
-
-def _total_metrics(evaluations: Iterable[SiteEvaluation]) -> dict[str, float]:
-    """For the live view and the curves: the mean over hospitals, weighted by their test patients."""
-    found = list(evaluations)
-    totals: dict[str, float] = {}
-    for name in sorted({key for e in found for key in (*e.metrics, "loss")}):
-        pairs = [(e.loss if name == "loss" else e.metrics.get(name, float("nan")), e.n_patients) for e in found]
-        pairs = [(value, n) for value, n in pairs if value == value and n > 0]
-        if pairs:
-            totals[name] = sum(v * n for v, n in pairs) / sum(n for _, n in pairs)
-    return totals
 
 
 def _baselines(run: _Run) -> dict[str, Any]:
@@ -197,7 +200,7 @@ def _local_models(run: _Run) -> list[LocalModel]:
 
     def on_site(model: LocalModel) -> None:
         models.append(model)
-        _save_weights(run.bench, federation.folder / "sites" / model.site, model.weights)
+        RunDir(federation.folder / "sites" / model.site).save_weights(run.bench, model.weights)
         run.view.say(f"local only: {model.site} {'refused: ' + model.refused if model.refused else 'trained alone'}")
 
     app = build_local_only_app(
@@ -207,18 +210,11 @@ def _local_models(run: _Run) -> list[LocalModel]:
     return models
 
 
-def _save_weights(bench: Workbench, folder: Path, shared: np.ndarray) -> None:
-    from safetensors.numpy import save_file
-
-    full = bench.initial.copy()
-    full[bench.shared] = shared
-    arrays = bench.named_arrays(full)
-    write_whole(folder / "weights.safetensors", lambda path: save_file(arrays, path))
-
-
 def _first_words(run: _Run) -> str:
     n_train, n_out = len(run.federation.train_names), len(run.study.hospitals.held_out)
-    patients = len(np.unique(run.dataset.patient_ids))
+    mine = (run.federation.train_site >= 0) | (run.federation.test_site >= 0)
+    ids = run.dataset.patient_ids if run.study.hospitals.sites is None else run.dataset.patient_ids[mine]
+    patients = len(np.unique(ids))
     held = f" + {n_out} held out" if n_out else ""
     if run.study.privacy is None:
         private = "no differential privacy"
@@ -226,7 +222,7 @@ def _first_words(run: _Run) -> str:
         plan = next(iter(run.federation.plans.values()))
         private = f"{plan.unit}-level DP, engine {run.facts['engine']}"
     return (
-        f"{run.study.name}: {n_train} hospitals{held}, {patients} patients, {len(run.dataset)} scans; {run.study.model.name} "
+        f"{run.study.name}: {n_train} hospitals{held}, {patients} patients, {len(ids)} scans; {run.study.model.name} "
         f"with {run.bench.initial.size:,} trainable parameters; {private}; {run.workers} worker(s) on {run.federation.device}"
     )
 
@@ -245,6 +241,7 @@ def _finish(run: _Run, federated: _Arm, baselines: Mapping[str, Any]) -> Path:
         "peak_memory_mb": machine.peak_memory_mb(),
         "workers": run.workers,
     }
+    tree["site_privacy"] = site_privacy_facts(run.study, _means(run), len(run.federation.train_names))
     tree["sites"] = assemble.site_facts(run.federation, run.dataset, tree.pop("sites"), run.folder.rounds())
     if run.options.report:
         from fedimaging.runs.illustrate import illustrate

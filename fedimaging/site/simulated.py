@@ -117,8 +117,10 @@ def open_simulated_site(folder: Path, place: int) -> Site:
         folder=federation.site_folder(name),
         study=federation.study,
         policy=SitePolicy(
-            minimum_noise_multiplier=policy.minimum_noise_multiplier,
-            release_evaluation=policy.release_evaluation, allow_simulated_noise=True, durable_log=False,
+            minimum_noise_multiplier=policy.minimum_noise_multiplier, unit="any", without_privacy=True,
+            maximum_epochs=None, maximum_steps=None, maximum_rounds=None, minimum_patients=1, minimum_hospitals=1,
+            release_evaluation=policy.release_evaluation, allow_simulated_noise=True,
+            evaluation_noise_multiplier=policy.evaluation_noise_multiplier,
         ),
         bench=opened.bench,
         train_records=SiteRecords(opened.dataset, opened.train_rows[place], opened.features),
@@ -128,6 +130,7 @@ def open_simulated_site(folder: Path, place: int) -> Site:
         noise_for=lambda round: SimulatedNoise(federation.study.seed, f"{federation.arm}/{name}", round),
         open_ledger=_open_ledger,
         arm=federation.arm,
+        durable=False,
     )
 
 

@@ -6,8 +6,10 @@ clip, noise, budget) comes from the hospital's own copy of the study and its own
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,24 @@ from fedimaging.privacy.accounting import bound_for, epsilon, epsilon_rdp
 from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.dpsgd import DpPlan
 from fedimaging.privacy.group import patient_epsilon
-from fedimaging.privacy.ledger import Ledger
+from fedimaging.privacy.ledger import Entry, Ledger
 from fedimaging.privacy.noise import NoiseSource
+from fedimaging.privacy.released_metrics import release_charge
 from fedimaging.privacy.units import most_records
-from fedimaging.results import PrivacySpent, SiteEvaluation, SiteUpdate
+from fedimaging.results import Arrays, PrivacySpent, SiteEvaluation, SiteUpdate
 from fedimaging.site.audit_log import AuditLog
+from fedimaging.site.checkpoint import Checkpoint, Kept
+from fedimaging.site.evaluation import KeptEvaluation, LastQuestion, noised_release, noised_reply, plain_release, size_of
+from fedimaging.site.hours import within
 from fedimaging.site.local_state import LocalState
 from fedimaging.site.policy import SitePolicy
+from fedimaging.site.rules import against
 from fedimaging.study.schema import Study
-from fedimaging.training.evaluate import evaluate
+from fedimaging.training.evaluate import Evaluated, evaluate
 from fedimaging.training.local import train_locally
 from fedimaging.training.workbench import SiteRecords, Workbench
+
+_EVALUATION = "/evaluation"  # ends the name under which the ledger books a noised evaluation
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,11 @@ class TrainInstruction:
 class Site:
     """A hospital, opened. `noise_for(round)` gives the round's generator: secure, or simulated and keyed.
 
-    `plan` None: the study trains without privacy and the ledger is not needed.
+    `plan` None: the study trains without privacy, or the hospital only evaluates. `budget` None: nothing is charged;
+    `more_budgets` must hold beside it. `folder` has the hospital's ledger and log, `state` (default: the same) what the
+    study leaves there from round to round. `durable`: what must survive a power cut is synced. `stop`: asked after every
+    step; once it says so, the progress is kept and the round ends with SiteRefusal("stopping"). `one_question`: of each
+    round one model is evaluated, and none of an earlier round (a simulation also tries baselines).
     """
 
     name: str
@@ -61,12 +74,20 @@ class Site:
     noise_for: Callable[[int], NoiseSource]
     open_ledger: Callable[[Path], Ledger] = Ledger
     arm: str = "federated"
+    state: Path | None = None
+    more_budgets: tuple[Budget, ...] = ()
+    durable: bool = True
+    stop: Callable[[], bool] = lambda: False
+    one_question: bool = False
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._state = self.state or self.folder
+        for folder in (self.folder, self._state):
+            folder.mkdir(parents=True, exist_ok=True)
         self.fingerprint = self.study.fingerprint
-        self.log = AuditLog(self.folder / "audit.jsonl", durable=self.policy.durable_log)
-        self.local = LocalState(self.folder, self.bench)
+        self.log = AuditLog(self.folder / "audit.jsonl", durable=self.durable)
+        self.local = LocalState(self._state, self.bench)
+        self._checkpoint = Checkpoint(self._state)
         self._opened_ledger: Ledger | None = None
 
     def train(self, instruction: TrainInstruction) -> SiteUpdate:
@@ -80,50 +101,63 @@ class Site:
             raise SiteRefusal("wrong_round")
         if not len(self.train_records):
             raise SiteRefusal("no_training_data")
+        self._check_policy(self.train_records.n_patients)
         self._check_declared()
         digest = hashlib.sha256(instruction.weights.tobytes()).hexdigest() if self.plan else ""
-        delta = self._released_before(instruction.round, digest)
-        if delta is None:
-            delta = self._train_and_charge(instruction, digest)
-        norm = l2_norm(delta)
-        self.log.write("released", study=self.fingerprint, round=instruction.round, bytes=delta.nbytes, norm=norm)
-        return SiteUpdate(self.name, instruction.round, delta)
+        release = self._released_before(instruction.round, digest)
+        if release is None:
+            if not within(self.policy.train_hours, datetime.now()):
+                raise SiteRefusal("outside_hours", "asked to train outside the hours of this hospital's policy.")
+            release = self._train_and_charge(instruction, digest)
+        self.log.write(
+            "released", study=self.fingerprint, round=instruction.round, bytes=release.delta.nbytes,
+            norm=l2_norm(release.delta), epsilon=release.epsilon,
+        )
+        return SiteUpdate(self.name, instruction.round, release.delta)
 
     def evaluate(self, instruction: TrainInstruction, *, final: bool) -> SiteEvaluation:
-        """Evaluate on this hospital's test patients; what leaves is what the policy allows. Errors: SiteRefusal."""
+        """Evaluate on this hospital's test patients; what leaves is what the policy allows (`evaluation.py`).
+
+        Guarantee: a noised evaluation is charged on disk before the first test patient is read. Errors: SiteRefusal,
+        BudgetExceeded.
+        """
         self._check(instruction)
-        if self.policy.release_evaluation == "none":
+        self._check_policy(None)
+        mode, round = self.policy.release_evaluation, instruction.round
+        if mode == "none":
             raise SiteRefusal("evaluation_not_released")
-        start = self.local.join(instruction.weights, before_round=instruction.round + 1)
-        result = evaluate(self.bench, start, self.test_records, final=final)
-        self.log.write("evaluated", study=self.fingerprint, round=instruction.round)
-        keep_scores = final and self.policy.release_evaluation == "scores"
-        return SiteEvaluation(
-            site=self.name,
-            round=instruction.round,
-            loss=result.loss,
-            n_patients=result.n_patients,
-            metrics=result.quick_metrics,
-            predictions=result.arrays if keep_scores else {},
-        )
+        if mode == "noised":
+            reply = noised_reply(self.name, round, self._noised_totals(instruction))
+        else:
+            if self.one_question:
+                LastQuestion(self._state).check(round, instruction.weights)
+            reply = plain_release(self.name, round, self._evaluated(instruction, final=final), self.policy, final=final)
+        self.log.write("evaluated", study=self.fingerprint, round=round, release=mode, bytes=size_of(reply))
+        return reply
 
     def privacy_spent(self) -> PrivacySpent | None:
-        """What the ledger says was spent, by PLD with RDP beside it; None where the study is not private."""
-        if self.plan is None or self.budget is None:
+        """What the ledger says was spent, by PLD with RDP beside it; None where this hospital trains without privacy, or
+        nothing is charged."""
+        if self.budget is None or (self.plan is None and len(self.train_records)):
             return None
-        charges = self._ledger().charges()
+        ledger = self._ledger()
+        charges = ledger.charges()
+        # Charges of mixed units are read for patients. A hospital that only evaluates has no plan.
+        unit = self.plan.unit if self.plan and {charge.unit for charge in charges} <= {self.plan.unit} else "patient"
+        reserved = [row.facts["run"] for row in ledger.rows() if row.kind == "reserved"]
         return PrivacySpent(
-            unit=self.plan.unit,
+            unit=unit,
             epsilon=epsilon(charges, self.budget.delta),
             delta=self.budget.delta,
             budget_epsilon=self.budget.epsilon,
             accountant="PLD",
             steps=sum(charge.steps for charge in charges),
-            noise_multiplier=self.plan.noise_multiplier,
-            sample_rate=self.plan.sample_rate,
+            noise_multiplier=self.plan.noise_multiplier if self.plan else self.policy.evaluation_noise_multiplier,
+            sample_rate=self.plan.sample_rate if self.plan else 1.0,
             epsilon_rdp=epsilon_rdp(charges, self.budget.delta),
             noise=self.noise_for(0).name,
-            **_read_for_patients(self.plan.unit, charges, self.budget.delta),
+            evaluations=sum(run.endswith(_EVALUATION) for run in reserved),
+            **_read_for_patients(unit, charges, self.budget.delta),
         )
 
     def _check(self, instruction: TrainInstruction) -> None:
@@ -147,34 +181,80 @@ class Site:
                 "declare as many, or leave records out."
             )
 
-    def _train_and_charge(self, instruction: TrainInstruction, digest: str) -> np.ndarray:
-        entry = self._reserve(instruction.round)
-        noise = self.noise_for(instruction.round) if self.plan else None
-        start = self.local.join(instruction.weights, before_round=instruction.round)
-        result = train_locally(
-            self.bench, start, self.train_records, self.plan, noise, key=self._key(instruction.round),
-            round=instruction.round,
-        )
-        delta = self.local.split(result.end, instruction.round) - instruction.weights
-        self._check_release(delta)
-        if entry is not None:
-            self._keep_release(instruction.round, digest, delta)
-            self._ledger().settle(entry, result.steps, released={"update": delta.nbytes})
-        self.log.write("trained", study=self.fingerprint, round=instruction.round, private=self.plan is not None)
-        return delta
+    def _check_policy(self, training_patients: int | None) -> None:
+        """Error: SiteRefusal where the policy, which may have changed since, does not allow the study."""
+        reasons = against(self.policy, self.study, self.plan, training_patients)
+        if reasons:
+            raise SiteRefusal("against_policy", f"the study is against this hospital's policy: {'; '.join(reasons)}.")
 
-    def _reserve(self, round: int) -> int | None:
-        if self.plan is None or self.budget is None:
+    def _train_and_charge(self, instruction: TrainInstruction, digest: str) -> "_Release":
+        round, weights = instruction.round, instruction.weights
+        kept = self._checkpoint.find(round, weights)
+        entry = self._go_on(kept, round) if kept is not None else None
+        if kept is not None and entry is None and self.plan is not None:
+            kept = None  # its reservation is closed: a round of this name has left, or was given up
+        if entry is None and self.plan is not None:
+            entry = self._charge(self.arm, round, self.plan.charge())
+        result = train_locally(
+            self.bench, self.local.join(weights, before_round=round), self.train_records, self.plan,
+            self.noise_for(round) if self.plan else None, key=self._key(round), round=round,
+            resume=kept.progress if kept else None,
+            after_step=self._checkpoint.watch(round, weights, entry.id if entry else None, self.stop, kept),
+        )
+        delta = self.local.split(result.end, round) - weights
+        self._check_release(delta)
+        release = _Release(delta, entry.epsilon if entry else None)
+        if entry is not None:
+            self._keep_release(round, digest, release)
+            self._ledger().settle(entry.id, result.steps, released={"update": delta.nbytes})
+        self._checkpoint.drop()
+        noise = self.noise_for(round).name if self.plan else "none"
+        self.log.write("trained", study=self.fingerprint, round=round, steps=result.steps, noise=noise, resumed=kept is not None)
+        return release
+
+    def _go_on(self, kept: Kept, round: int) -> Entry | None:
+        """The reservation under which a kept round goes on; None where there is none, or it is closed.
+
+        The steps that may have run after the checkpoint, and will run again, are charged once more.
+        """
+        if self.plan is None or kept.entry is None:
             return None
-        if self.plan.noise_multiplier < self.policy.minimum_noise_multiplier:
-            raise SiteRefusal("privacy", "the study's noise is below this hospital's least; raise it in the study.")
+        if self._ledger().open_entries(self.fingerprint, self.arm).get(kept.entry) != round:
+            return None
+        most = self.plan.steps_per_round
+        again = min(most, kept.begun if kept.begun is not None else most) - kept.progress.steps
+        more = self._charge(self.arm, round, self.plan.charge(max(0, again)), give_up_open=False)
+        self._ledger().settle(more.id, max(0, again))
+        return Entry(kept.entry, self.plan.charge(), more.epsilon)
+
+    def _charge(self, run: str, round: int, charge: Charge, *, give_up_open: bool = True) -> Entry:
+        if self.budget is None:
+            raise SiteRefusal("privacy", "this study is to be charged at this hospital, but it has no budget.")
         if not self.noise_for(round).name.startswith("secure") and not self.policy.allow_simulated_noise:
             raise SiteRefusal("privacy", "this hospital's policy does not allow simulated noise.")
-        entry = self._ledger().reserve(
-            study=self.fingerprint, run=self.arm, round=round, charge=self.plan.charge(), budget=self.budget,
-            epsilon_of=bound_for(self.budget),
+        return self._ledger().reserve(
+            study=self.fingerprint, run=run, round=round, charge=charge, budget=self.budget,
+            epsilon_of=bound_for(self.budget), also=[(more, bound_for(more)) for more in self.more_budgets],
+            give_up_open=give_up_open,
         )
-        return entry.id
+
+    def _evaluated(self, instruction: TrainInstruction, *, final: bool) -> Evaluated:
+        start = self.local.join(instruction.weights, before_round=instruction.round + 1)
+        return evaluate(self.bench, start, self.test_records, final=final)
+
+    def _noised_totals(self, instruction: TrainInstruction) -> Arrays:
+        """Noised totals of an evaluation, kept on disk: asked again, the same leave at no cost."""
+        question = f"{self.fingerprint}/{instruction.round}/".encode() + instruction.weights.tobytes()
+        key, kept = hashlib.sha256(question).hexdigest(), KeptEvaluation(self._state)
+        totals = kept.get(key)
+        if totals is None:
+            sigma, round = self.policy.evaluation_noise_multiplier, instruction.round
+            entry = self._charge(self.arm + _EVALUATION, round, release_charge(sigma))
+            found = self._evaluated(instruction, final=False)
+            totals = noised_release(found, self.bench.task, sigma, self.noise_for(round), key)
+            kept.put(key, totals)
+            self._ledger().settle(entry.id, 1, released={"evaluation": sum(array.nbytes for array in totals.values())})
+        return totals
 
     def _ledger(self) -> Ledger:
         """The ledger, opened (and so verified whole) once for this site object."""
@@ -192,24 +272,35 @@ class Site:
     def _key(self, round: int) -> str:
         return f"{self.arm}/{self.study.seed}/{self.name}/{round}"
 
-    def _released_before(self, round: int, digest: str) -> np.ndarray | None:
+    def _released_before(self, round: int, digest: str) -> "_Release | None":
         """The update already released for this round and these weights: sending it again costs no privacy."""
-        path = self.folder / "release.npz"
+        path = self._state / "release.npz"
         if self.plan is None or not path.exists():
             return None
         with np.load(path, allow_pickle=False) as kept:
             if int(kept["round"]) == round and str(kept["digest"]) == digest:
-                return np.asarray(kept["delta"])
+                return _Release(np.asarray(kept["delta"]), float(kept["epsilon"]))
             if int(kept["round"]) >= round:
                 raise SiteRefusal("replayed_round")
         return None
 
-    def _keep_release(self, round: int, digest: str, delta: np.ndarray) -> None:
+    def _keep_release(self, round: int, digest: str, release: "_Release") -> None:
         def write(path: Path) -> None:
             with path.open("wb") as file:
-                np.savez(file, round=round, digest=digest, delta=delta)
+                np.savez(file, round=round, digest=digest, delta=release.delta, epsilon=np.float64(release.epsilon))
+                if self.durable:
+                    file.flush()
+                    os.fsync(file.fileno())
 
-        write_whole(self.folder / "release.npz", write)
+        write_whole(self._state / "release.npz", write)
+
+
+@dataclass(frozen=True)
+class _Release:
+    """An update that may leave, float32 (P,), and the epsilon of all charges with it; None without privacy."""
+
+    delta: np.ndarray
+    epsilon: float | None
 
 
 def _read_for_patients(unit: str, charges: Sequence[Charge], delta: float) -> dict[str, Any]:

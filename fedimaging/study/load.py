@@ -1,15 +1,18 @@
-"""Read a study from YAML, with overrides, and say clearly what is wrong with it."""
+"""Read a study, or another spec, from YAML, with overrides, and say clearly what is wrong with it."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fedimaging.errors import StudyError
+from fedimaging.errors import FedimagingError, StudyError
+from fedimaging.spec import Spec
 from fedimaging.study.schema import Study
+
+S = TypeVar("S", bound=Spec)
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,18 +34,19 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
     return parse(tree, str(path))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, read by the safe loader: nothing in it can run. Error: StudyError."""
+def read_yaml(path: Path, what: str = "study", fault: type[FedimagingError] = StudyError) -> dict[str, Any]:
+    """The mapping in a YAML file, read by the safe loader: nothing in it can run. Error: of the class `fault`."""
+    name = f"{what} file {str(path)!r}"
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise StudyError(f"study file {str(path)!r} does not exist; give the path of a YAML study.") from None
+        raise fault(f"{name} does not exist; give the path of a YAML {what}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"study file {str(path)!r} cannot be read: {error}.") from None
+        raise fault(f"{name} cannot be read: {error}.") from None
     except yaml.YAMLError as error:
-        raise StudyError(f"study file {str(path)!r} is not valid YAML: {_one_line(error)}.") from None
+        raise fault(f"{name} is not valid YAML: {_one_line(error)}.") from None
     if not isinstance(tree, dict):
-        raise StudyError(f"study file {str(path)!r} holds no mapping of keys to values; see configs/ for examples.")
+        raise fault(f"{name} holds no mapping of keys to values; see configs/ for examples.")
     return tree
 
 
@@ -69,18 +73,23 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 def parse(tree: dict[str, Any], where: str) -> Study:
     """Validate a tree. Error: StudyError with each faulty key, what was given and what is allowed."""
+    return validated(Study, tree, f"study {where!r}")
+
+
+def validated(spec: type[S], tree: dict[str, Any], name: str, fault: type[FedimagingError] = StudyError) -> S:
+    """The spec that a tree describes. Error: of the class `fault`, as `parse`."""
     try:
-        return Study.model_validate(tree)
+        return spec.model_validate(tree)
     except ValidationError as error:
-        faults = [_fault(item) for item in error.errors(include_url=False)]
-        raise StudyError(f"study {where!r} has {_count(faults)}: " + " ".join(faults)) from None
+        faults = [_fault(spec, item) for item in error.errors(include_url=False)]
+        raise fault(f"{name} has {_count(faults)}: " + " ".join(faults)) from None
 
 
-def _fault(item: Any) -> str:
+def _fault(spec: type[Spec], item: Any) -> str:
     location = [part for part in item["loc"] if isinstance(part, str | int)]
     key = ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(spec, location[:-1])
         near = get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{key} is not a known key; {hint}known here: {', '.join(known)}."
@@ -92,8 +101,8 @@ def _fault(item: Any) -> str:
     return f"{key or 'study'}{shown}: {message[:1].lower()}{message[1:]}."
 
 
-def _known_keys(location: Iterable[str | int]) -> list[str]:
-    spec: type[BaseModel] = Study
+def _known_keys(root: type[Spec], location: Iterable[str | int]) -> list[str]:
+    spec: type[BaseModel] = root
     for part in location:
         field = spec.model_fields.get(str(part))
         if field is None:

@@ -11,17 +11,20 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedimaging.aggregation.server_optimizers import ServerOptimizerSpec
+from fedimaging.aggregation.site_privacy import SitePrivacySpec
 from fedimaging.data.spec import DataSpec, HospitalsSpec
 from fedimaging.models.spec import ModelSpec
 from fedimaging.models.zoo import CLASSIFIERS, SEGMENTERS
 from fedimaging.privacy.spec import PrivacySpec
-from fedimaging.spec import Spec
+from fedimaging.spec import EvaluationRelease, Spec
 from fedimaging.training.spec import LocalTraining
 from fedimaging.training.task_spec import TaskSpec
 
 
 class FederationSpec(ServerOptimizerSpec):
-    """How the hospitals' updates become one model. `weights`: `uniform`, or by the declared public patient count."""
+    """How the hospitals' updates become one model. `weights`: `uniform`, or by the declared public patient count.
+    `site_privacy`: hospital-level privacy at the server, beside that of patients at the hospitals; needs uniform weights.
+    """
 
     rounds: int = Field(10, ge=1, le=100_000)
     proximal_mu: float = Field(0.0, ge=0)
@@ -31,11 +34,18 @@ class FederationSpec(ServerOptimizerSpec):
     deadline_seconds: float | None = Field(None, gt=0)
     weights: Literal["uniform", "public_patients"] = "uniform"
     average_last: int = Field(1, ge=1, description="the final model is the mean of the last so many rounds' models")
+    site_privacy: SitePrivacySpec | None = None
 
     @model_validator(mode="after")
     def _proximal(self) -> "FederationSpec":
         if (self.algorithm == "fedprox") != (self.proximal_mu > 0):
             raise ValueError("proximal_mu above 0 goes with algorithm: fedprox, and fedprox needs it")
+        return self
+
+    @model_validator(mode="after")
+    def _equal_hospitals(self) -> "FederationSpec":
+        if self.site_privacy is not None and self.weights != "uniform":
+            raise ValueError(f"site_privacy clips every hospital alike: give weights: uniform, not {self.weights!r}")
         return self
 
 
@@ -50,11 +60,15 @@ class EvaluationSpec(Spec):
 
 
 class SimulatedHospitals(Spec):
-    """What every simulated hospital's own policy says. In a deployment these stand in the hospital's policy.yaml."""
+    """What every simulated hospital's own policy says. In a deployment these stand in the hospital's policy.yaml.
+
+    `evaluation_noise_multiplier`: of each evaluation, where `release_evaluation` is `noised`.
+    """
 
     budget_epsilon: float | None = Field(None, gt=0)
     minimum_noise_multiplier: float = Field(0.0, ge=0)
-    release_evaluation: Literal["none", "metrics", "scores"] = "scores"
+    release_evaluation: EvaluationRelease = "scores"
+    evaluation_noise_multiplier: float = Field(4.0, gt=0)
 
 
 class RuntimeSpec(Spec):
@@ -101,6 +115,12 @@ class Study(Spec):
     def fingerprint(self) -> str:
         """sha256 (hex) of the canonical JSON of everything but a machine's own keys."""
         return hashlib.sha256(canonical(self).encode()).hexdigest()
+
+    def evaluations_by(self, round: int) -> int:
+        """How many evaluations of the global model the study asks for in rounds 1 to `round`: the last always is one."""
+        last, every = self.federation.rounds, self.evaluation.every
+        regular = round // every if every else 0
+        return regular + (round >= last and (not every or last % every > 0))
 
 
 def canonical(study: Study) -> str:

@@ -1,8 +1,9 @@
 """Training at one hospital between two exchanges: ordinary mini-batches, or private steps over patients."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from fedimaging.errors import PrivacyError
 from fedimaging.privacy.dpsgd import DpPlan, private_gradient
 from fedimaging.privacy.noise import NoiseSource
 from fedimaging.privacy.units import draw_scans, group_units
+from fedimaging.results import Arrays
 from fedimaging.training.lean_optimizer import step as optimizer_step
 from fedimaging.training.lean_optimizer import without_compiler
 from fedimaging.training.workbench import SiteRecords, Workbench
@@ -26,9 +28,22 @@ class LocalResult:
     steps: int
 
 
+@dataclass(frozen=True)
+class Progress:
+    """A round after `steps` of its steps: the full vector (V,) as it stands, and the optimizer's arrays, "place/name"."""
+
+    steps: int
+    vector: np.ndarray
+    optimizer: Arrays
+
+
+AfterStep = Callable[[int, Callable[[], Progress]], None]
+"""Called after each step with the number of steps taken, and a function that copies the progress."""
+
+
 def train_locally(
     bench: Workbench, start: np.ndarray, records: SiteRecords, plan: DpPlan | None, noise: NoiseSource | None, *,
-    key: str, round: int,
+    key: str, round: int, resume: Progress | None = None, after_step: AfterStep | None = None,
 ) -> LocalResult:
     """Train one round from `start` (V,).
 
@@ -36,6 +51,9 @@ def train_locally(
     public constant; without one, shuffled mini-batches. `key` decides the shuffling and augmentation: the same key
     gives the same result on the same machine and threads. `proximal_mu` pulls towards the start after the noise, as a
     term free of data (FedProx, Li et al. 2020), so it costs no privacy.
+
+    resume: go on with a round of the same start; its steps are counted, and with the same `key` and a noise that follows
+    from the step the end is the same bit for bit. An error that `after_step` raises ends the round.
     """
     bench.load(start)
     if not bench.model.training:
@@ -43,16 +61,21 @@ def train_locally(
     parameters = bench.parameters()
     optimizer = _optimizer(bench, parameters, round)
     anchor = [p.detach().clone() for p in parameters] if bench.proximal_mu else []
-    steps = 0
+    if resume is not None:
+        bench.load(resume.vector)
+        _load_optimizer(optimizer, parameters, resume.optimizer)
+    steps = resume.steps if resume is not None else 0
     for _ in (
-        _plain_gradients(bench, records, key) if plan is None or noise is None
-        else _private_gradients(bench, records, plan, noise)
+        _plain_gradients(bench, records, key, steps) if plan is None or noise is None
+        else _private_gradients(bench, records, plan, noise, steps)
     ):
         for parameter, centre in zip(parameters, anchor, strict=False):
             assert parameter.grad is not None
             parameter.grad.add_(parameter.detach() - centre, alpha=bench.proximal_mu)
         optimizer_step(optimizer)
         steps += 1
+        if after_step is not None:
+            after_step(steps, partial(_progress, steps, bench, optimizer))
     bench.forget_gradients()
     return LocalResult(bench.vector(), steps)
 
@@ -72,13 +95,33 @@ def _optimizer(bench: Workbench, parameters: list[torch.nn.Parameter], round: in
     return kind(parameters, rate, weight_decay=spec.weight_decay, foreach=True)
 
 
-def _plain_gradients(bench: Workbench, records: SiteRecords, key: str) -> Iterator[None]:
-    """After each yield `.grad` holds the mean loss's gradient of the next mini-batch."""
+def _progress(steps: int, bench: Workbench, optimizer: torch.optim.Optimizer) -> Progress:
+    arrays = {
+        f"{place}/{name}": value.detach().cpu().numpy().copy()
+        for place, parameter in enumerate(bench.parameters())
+        for name, value in optimizer.state[parameter].items() if isinstance(value, Tensor)
+    }
+    return Progress(steps, bench.vector(), arrays)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], arrays: Arrays) -> None:
+    for key, array in arrays.items():
+        place, _, name = key.partition("/")
+        parameter = parameters[int(place)]
+        value = torch.from_numpy(array.copy())
+        # Adam counts its steps on the CPU, wherever the parameters are.
+        optimizer.state[parameter][name] = value if name == "step" else value.to(parameter.device)
+
+
+def _plain_gradients(bench: Workbench, records: SiteRecords, key: str, first: int) -> Iterator[None]:
+    """After each yield `.grad` holds the mean loss's gradient of the next mini-batch; the first so many are skipped."""
     generator = _generator(f"{key}/order")
     network = bench.network(records)
     places = _shuffled(len(records), bench.training.batch_size, generator)
-    for step in range(plain_steps(bench, len(records))):
-        x, y = _batch(bench, records, next(places), _torch_generator(f"{key}/augment/{step}"))
+    for step, chosen in zip(range(plain_steps(bench, len(records))), places, strict=False):
+        if step < first:
+            continue
+        x, y = _batch(bench, records, chosen, _torch_generator(f"{key}/augment/{step}"))
         bench.forget_gradients()
         bench.task.losses(network(x), y).mean().backward()
         yield
@@ -91,15 +134,17 @@ def _shuffled(n: int, batch: int, generator: np.random.Generator) -> Iterator[np
             yield order[first : first + batch]
 
 
-def _private_gradients(bench: Workbench, records: SiteRecords, plan: DpPlan, noise: NoiseSource) -> Iterator[None]:
-    """After each yield `.grad` holds the next private gradient (noise alone where nobody was drawn)."""
+def _private_gradients(
+    bench: Workbench, records: SiteRecords, plan: DpPlan, noise: NoiseSource, first: int
+) -> Iterator[None]:
+    """After each yield `.grad` holds the next private gradient (noise alone where nobody was drawn), from step `first`."""
     spec = bench.privacy
     if spec is None:
         raise PrivacyError("a private plan was given to a study without a privacy block.")
     network = bench.network(records)
     units = group_units(records.patient_ids, plan.unit)
     parameters = bench.parameters()
-    for step in range(plan.steps_per_round):
+    for step in range(first, plan.steps_per_round):
         included = noise.inclusion(step, len(units), plan.sample_rate)
         drawn = draw_scans(
             units, included, max_scans=spec.max_scans_per_patient, views=spec.views_per_patient,

@@ -80,7 +80,7 @@ def test_secure_noise_is_as_private_as_it_says() -> None:
 def test_halved_noise_is_caught() -> None:
     result = audited(real_step(dataclasses.replace(PLAN, noise_multiplier=0.5)))
     assert result.verdict == "violation"
-    assert result.epsilon_low == pytest.approx(8.0, abs=1.0)
+    assert 7.0 < result.epsilon_low < 9.9973  # that of half the noise; a 95 % bound of 1000 trials lies about one under it
 
 
 def test_a_removed_clip_is_caught() -> None:

@@ -141,3 +141,12 @@ def test_the_first_error_is_raised_and_the_rest_counted(tmp_path: Path) -> None:
     table = read_table(pictures(tmp_path, label=[5, 6, 0, 7]), {}, ["label"])
     with pytest.raises(DataError, match=r"line 2: label='5' .*\(2 more; `fedimaging data check` lists all\)"):
         raise_first(table, problems_of(table, ["label"], 2, False, needs_mask=False))
+
+
+def test_rows_may_be_dropped_with_all_their_faults(tmp_path: Path) -> None:
+    path = pictures(tmp_path, label=[0, "x", 1, 1], image=["0.png", "gone.png", "2.png", "3.png"])
+    with path.open("a") as file:
+        file.write("short,row\n")
+    table = read_table(path, {}, ["label"], keep=lambda columns: [p in ("p0", "p3") for p in columns["patient_id"]])
+    assert (len(table), table.lines, table.values["image"]) == (2, [2, 5], ["0.png", "3.png"])
+    assert list(problems_of(table, ["label"], 2, False, needs_mask=True)) == []

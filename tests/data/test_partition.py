@@ -138,6 +138,18 @@ def test_held_out_names_are_checked() -> None:
         assign(data, HospitalsSpec(by="iid", count=2, held_out=["hospital_03"]))
 
 
+def test_only_the_named_hospitals_take_part() -> None:
+    data = by_site(["a", "b", "c", "d"], ["north", "south", "west", "north"], split=np.array(["train", "test", "test", "test"]))
+    spec = HospitalsSpec(sites=["north"], held_out=["south"])
+    assert assign(data, spec).tolist() == ["north", "south", "", "north"]
+    assert (spec.training_sites, spec.taking_part) == (["north"], ["north", "south"])
+    with pytest.raises(DataError, match="'west' has no training patient"):
+        assign(data, HospitalsSpec(sites=["north", "west"]))
+    with pytest.raises(StudyError, match=r"hospitals.sites='nort' is not known; did you mean 'north'"):
+        assign(data, HospitalsSpec(sites=["nort"]))
+    assert HospitalsSpec().training_sites == HospitalsSpec(held_out=["south"]).taking_part == []
+
+
 def test_label_skew_without_labels_is_refused() -> None:
     with pytest.raises(StudyError, match="needs a task with labels"):
         assign(dataset(["a", "b"]), HospitalsSpec(by="label_skew", count=2))

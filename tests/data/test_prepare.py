@@ -16,7 +16,7 @@ from .making import BLANK, dicom_slice, manifest, pictures, png
 
 def of(path: Path, cache: Path, **given: object) -> Dataset:
     spec = {"source": "manifest", "path": path.name, "root": str(path.parent), "image_size": (6, 8)}
-    how = BLANK | {name: given.pop(name) for name in BLANK if name in given}
+    how = BLANK | {name: given.pop(name) for name in (*BLANK, "keep") if name in given}
     return prepare(DataSpec(**spec | given), cache_dir=cache, **how)  # type: ignore[arg-type]
 
 
@@ -206,3 +206,19 @@ def test_real_nifti_and_dicom_volumes(shared_data: Path, tmp_path: Path) -> None
     data = of(path, tmp_path / "c", image_size=(32, 32, 16), spacing_mm=(6, 6, 6), intensity="percentile")
     assert data.images.shape == (2, 1, 32, 32, 16)
     assert data.n_patients == 1
+
+
+def test_of_rows_that_are_not_kept_no_file_is_opened(tmp_path: Path) -> None:
+    path = pictures(tmp_path)
+    whole = of(path, tmp_path / "cache", labels=["label"])
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    part = of(path, tmp_path / "cache", labels=["label"], keep=lambda columns: [p != "p1" for p in columns["patient_id"]])
+    assert part.patient_ids.tolist() == ["p0", "p2", "p3"]
+    assert part.labels is not None
+    assert part.labels.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(part.images, whole.images[[0, 2, 3]])
+    assert part.fingerprint != whole.fingerprint
+    with pytest.raises(DataError, match="no row is left of those that may be used"):
+        of(path, tmp_path / "cache", keep=lambda columns: [False] * 4)
+    with pytest.raises(DataError, match="'phantoms' has no rows to choose from"):
+        prepare(DataSpec(), **BLANK, keep=lambda columns: [])

@@ -43,6 +43,10 @@ def test_data_that_makes_no_sense_is_refused(given: dict[str, Any], told: str) -
         ({"by": "column", "count": 3}, "simulated"),
         ({"by": "iid", "names": ["a", "a"]}, "twice"),
         ({"by": "iid", "names": []}, "disagree"),
+        ({"by": "iid", "count": 2, "sites": ["a"]}, "goes with by: column only"),
+        ({"sites": ["a", "a"]}, "has a name twice"),
+        ({"sites": []}, "must name a hospital that trains"),
+        ({"sites": ["a"], "held_out": ["a"]}, "must name a hospital that trains"),
         ({"by": "label_skew", "count": 2, "alpha": 0}, "greater than 0"),
     ],
 )

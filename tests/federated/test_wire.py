@@ -80,6 +80,18 @@ def test_evaluation_round_trip_with_scores() -> None:
     read = wire.read_evaluation(wire.write_evaluation(sent), round=3)
     assert (read.site, read.loss, read.n_patients, dict(read.metrics)) == ("h1", 0.5, 7, {"auroc": 0.75})
     np.testing.assert_array_equal(read.predictions["scores"], WEIGHTS)
+    assert (read.release, read.totals) == ("metrics", {})
+
+
+def test_noised_totals_travel_under_their_name() -> None:
+    sent = SiteEvaluation("h1", 3, float("nan"), 7, {}, release="noised", totals={"noise_std": np.array(2.0, np.float32)})
+    read = wire.read_evaluation(wire.write_evaluation(sent), round=3)
+    assert (read.release, read.predictions, read.totals["noise_std"].shape) == ("noised", {}, ())
+
+
+def test_an_evaluation_of_no_known_kind_is_refused() -> None:
+    with pytest.raises(SiteRefusal):
+        wire.read_evaluation(wire.write_evaluation(SiteEvaluation("h1", 3, 0.5, 7, {}, release="everything")), round=3)
 
 
 def test_evaluation_without_numbers_is_refused() -> None:

@@ -41,3 +41,9 @@ def test_a_budget_that_means_nothing_is_refused(epsilon: float, delta: float) ->
 
 def test_no_limit_is_a_budget() -> None:
     assert math.isinf(Budget(math.inf, 1e-5).epsilon)
+
+
+@pytest.mark.parametrize("days", [0, -1, 1.5, True, 366_001])
+def test_a_window_that_is_no_number_of_days_is_refused(days: int) -> None:
+    with pytest.raises(PrivacyError, match=r"budget\.days="):
+        Budget(8.0, 1e-5, days)

@@ -8,14 +8,18 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedimaging.errors import BudgetExceeded, LedgerError, PrivacyError
-from fedimaging.privacy import accounting
+from fedimaging.privacy import accounting, ledger_events
 from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.ledger import Entry, Ledger
 from fedimaging.privacy.ledger_verify import head_path, verify_export
@@ -234,16 +238,186 @@ def test_a_crash_between_commit_and_head_is_healed(ledger: Ledger) -> None:
 
 
 def test_words_of_a_newer_version_are_not_guessed(ledger: Ledger) -> None:
-    from fedimaging.privacy import ledger_events
-
     chain = ledger_events.Chain(ledger.rows())
-    fields = (2, chain.last.time, 2, "reserved", "{}", chain.last.hash)
+    fields = (2, chain.last.time, 3, "reserved", "{}", chain.last.hash)
     with pytest.raises(LedgerError, match="a newer fedimaging wrote it"):
         chain.add(ledger_events.Row(*fields, ledger_events._hash(*fields)))
     with pytest.raises(LedgerError, match="no 'forgiven' event"):
         chain.add(chain.following("forgiven", {"entry": 1}))
     with pytest.raises(LedgerError, match="makes no sense"):
         chain.add(chain.following("released", {"entry": 9, "what": "update", "bytes": 1}))
+
+
+def test_a_ledger_of_version_1_reads_as_it_always_did() -> None:
+    body = '{"budget":{"delta":1e-05,"epsilon":8.0},"charge":{"noise_multiplier":1.0,"sample_rate":0.016,"sampling":"poisson",' \
+        '"scans_per_patient":null,"steps":63,"unit":"patient"},"round":1,"run":"r1","study":"s1"}'
+    chain, time = ledger_events.Chain(), "2026-11-01T00:00:00+00:00"
+    for kind, text in (("created", '{"ledger":"x"}'), ("reserved", body), ("settled", '{"entry":2,"steps_run":40}')):
+        seq, previous = len(chain.rows) + 1, chain.rows[-1].hash if chain.rows else ledger_events.NOTHING_BEFORE
+        fields = (seq, time, 1, kind, text, previous)
+        chain.add(ledger_events.Row(*fields, ledger_events._hash(*fields)))
+    assert chain.charges() == [Charge(1.0, 0.016, 40, "patient")]
+    fields = (4, time, 1, "given_up", '{"entry":2}', chain.last.hash)
+    with pytest.raises(LedgerError, match="no 'given_up' event of version 1"):
+        chain.add(ledger_events.Row(*fields, ledger_events._hash(*fields)))
+    fields = (4, "yesterday", 2, "given_up", '{"entry":2}', chain.last.hash)
+    with pytest.raises(LedgerError, match="has no time"):
+        chain.add(ledger_events.Row(*fields, ledger_events._hash(*fields)))
+
+
+# Budgets of a window of days. The clock is the hospital's own and may be wrong.
+
+YEAR = Budget(2.0, 1e-5, days=366)
+TOTAL = Budget(5.0, 1e-5)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Set the hospital's clock to a day."""
+
+    def set_to(day: str) -> None:
+        moment = datetime.fromisoformat(day + "T12:00:00+00:00")
+        monkeypatch.setattr(ledger_events, "clock", lambda: moment)
+
+    set_to("2026-01-01")
+    return set_to
+
+
+def spend(ledger: Ledger, *, settle: bool = True, round: int = 1, **more: Any) -> int:
+    """One round, within two a year and five in all."""
+    entry = ledger.reserve(
+        study="s1", run="r1", round=round, charge=CHARGE, budget=TOTAL, epsilon_of=steps_as_epsilon,
+        also=[(YEAR, steps_as_epsilon)], **more,
+    )
+    if settle:
+        ledger.settle(entry.id, 63)
+    return entry.id
+
+
+@pytest.fixture
+def dated(clock: Callable[[str], None], tmp_path: Path) -> Ledger:
+    """Made on the first day of 2026, with a round on 1 February and one on 1 July."""
+    ledger = Ledger.create(tmp_path / "dated.sqlite")
+    for day in ("2026-02-01", "2026-07-01"):
+        clock(day)
+        spend(ledger)
+    return ledger
+
+
+def test_a_year_counts_what_was_spent_in_its_days(dated: Ledger, clock: Callable[[str], None]) -> None:
+    for day, within in (("2026-07-01", 2), ("2027-02-01", 2), ("2027-02-03", 1), ("2028-07-01", 0)):
+        clock(day)
+        assert len(dated.charges(366)) == within
+    assert len(dated.charges()) == 2
+    clock("2027-02-01")
+    with pytest.raises(BudgetExceeded, match=r"epsilon=3 .* budget of 2 for any 366 days .* trains again when older"):
+        spend(dated)
+    assert len(dated.charges()) == 2  # nothing was charged
+    clock("2027-02-03")
+    spend(dated)
+    assert len(dated.charges(366)) == 2
+
+
+def test_the_total_holds_beside_the_year(dated: Ledger, clock: Callable[[str], None]) -> None:
+    for day in ("2028-01-01", "2029-06-01", "2030-12-01"):
+        clock(day)
+        spend(dated)
+    clock("2040-01-01")
+    with pytest.raises(BudgetExceeded, match=r"epsilon=6 .* budget of 5 \(delta"):
+        spend(dated)
+
+
+def test_no_window_of_a_year_ever_holds_more(clock: Callable[[str], None], tmp_path: Path) -> None:
+    ledger, draw, day, days = Ledger.create(tmp_path / "l.sqlite"), random.Random(0), date(2026, 1, 2), []
+    while len(days) < 5:
+        clock(day.isoformat())
+        with suppress(BudgetExceeded):
+            spend(ledger)
+            days.append(day)
+        day += timedelta(days=draw.randint(1, 90))
+    assert all(later - earlier >= timedelta(days=366) for earlier, later in pairwise(days[::2]))
+    assert all(days[k + 2] - days[k] >= timedelta(days=366) for k in range(3))
+
+
+def test_a_charge_is_as_old_as_its_settlement_and_an_open_one_is_of_today(dated: Ledger, clock: Callable[[str], None]) -> None:
+    clock("2028-01-01")
+    entry = spend(dated, settle=False)  # cut short by a crash
+    clock("2030-01-01")
+    assert len(dated.charges(366)) == 1
+    dated.settle(entry, 63)  # and gone on with after two years
+    clock("2030-12-31")
+    assert len(dated.charges(366)) == 1
+    clock("2031-01-03")
+    assert dated.charges(366) == []
+
+
+def test_what_is_given_up_stays_charged_and_grows_old(dated: Ledger, clock: Callable[[str], None]) -> None:
+    clock("2028-01-01")
+    entry = spend(dated, settle=False)
+    assert dated.open_entries("s1", "r1") == {entry: 1}
+    assert dated.open_entries("s1", "r2") == dated.open_entries("s2", "r1") == {}
+    following = spend(dated, settle=False, round=2, give_up_open=True)
+    assert dated.open_entries("s1", "r1") == {following: 2}
+    assert [(row.kind, row.facts.get("entry")) for row in dated.rows()[-2:]] == [("given_up", entry), ("reserved", None)]
+    assert dated.charges(366) == [CHARGE, CHARGE]
+    clock("2030-01-01")
+    assert dated.charges(366) == [CHARGE]  # the open one
+    assert len(dated.charges()) == 4
+    with pytest.raises(LedgerError, match="settled already"):
+        dated.settle(entry, 0)
+
+
+def test_a_refused_reservation_gives_nothing_up(dated: Ledger) -> None:
+    for _ in range(2):
+        with pytest.raises(BudgetExceeded):
+            spend(dated, give_up_open=True)
+    assert len(dated.rows()) == 5
+
+
+def test_a_clock_set_back_frees_nothing(dated: Ledger, clock: Callable[[str], None]) -> None:
+    clock("2020-01-01")  # the battery was changed: a window that ends in 2020 still holds all later charges
+    with pytest.raises(BudgetExceeded, match="any 366 days"):
+        spend(dated)
+    clock("2027-03-01")  # February's round is past, July's is not
+    assert len(dated.charges(366)) == 1
+    clock("2020-01-02")
+    with pytest.raises(BudgetExceeded):
+        spend(dated)
+
+
+def test_a_charge_made_while_the_clock_was_behind_is_not_old_once_it_is_right(
+    clock: Callable[[str], None], tmp_path: Path
+) -> None:
+    ledger = Ledger.create(tmp_path / "l.sqlite")
+    clock("2020-06-01")
+    for _ in range(2):
+        spend(ledger)  # really run on 1 December 2026
+    clock("2026-12-02")
+    assert len(ledger.charges(366)) == 2  # nobody knows when: as of today
+    with pytest.raises(BudgetExceeded):
+        spend(ledger)
+    spend_elsewhere = ledger.reserve(study="s", run="r", round=1, charge=CHARGE, budget=TOTAL, epsilon_of=steps_as_epsilon)
+    ledger.settle(spend_elsewhere.id, 0)  # the first event of the right clock: they came before it
+    clock("2027-12-02")
+    assert len(ledger.charges(366)) == 2
+    clock("2027-12-04")
+    assert ledger.charges(366) == []
+
+
+def test_replay_of_a_window_forgets_what_is_past(dated: Ledger, clock: Callable[[str], None]) -> None:
+    clock("2027-06-01")
+    spend(dated)
+    history = dated.replay(1e-5, steps_as_epsilon, days=366)
+    assert [epsilon for row, epsilon in history if row.kind == "settled"] == [1, 2, 2]
+    assert [epsilon for row, epsilon in dated.replay(1e-5, steps_as_epsilon) if row.kind == "settled"] == [1, 2, 3]
+
+
+def test_every_budget_stands_in_the_reservation(dated: Ledger) -> None:
+    assert dated.rows()[1].facts["budgets"] == [
+        {"epsilon": 5.0, "delta": 1e-5, "days": None}, {"epsilon": 2.0, "delta": 1e-5, "days": 366},
+    ]
+    assert reserve(dated, budget=Budget(math.inf, 1e-5))
+    assert dated.rows()[-1].facts["budgets"] == [{"epsilon": None, "delta": 1e-5, "days": None}]
 
 
 def test_export_can_be_checked_elsewhere(ledger: Ledger, tmp_path: Path) -> None:

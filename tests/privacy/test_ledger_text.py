@@ -51,6 +51,17 @@ def test_show_tells_every_event_and_the_sum(ledger: Ledger) -> None:
     assert lines[-1] == f"in order: 6 events, last {ledger.verify().time}, head {ledger.verify().hash}"
 
 
+def test_what_was_given_up_is_told_and_still_charged(ledger: Ledger) -> None:
+    ledger.reserve(
+        study="f" * 64, run="federated", round=4, charge=CHARGE, budget=Budget(8.0, 1e-5), epsilon_of=steps_as_epsilon,
+        give_up_open=True,
+    )
+    lines = show(ledger.path)
+    assert "gave up 5, which a crash cut short: charged in full" in lines[6]
+    assert "charged: 186 steps, sigma 1, q 0.016, unit patient" in lines
+    assert "not settled (at work, or cut short by a crash), and charged in full: 9" in lines
+
+
 def test_nothing_spent_is_told(tmp_path: Path) -> None:
     create(tmp_path / "ledger.sqlite")
     assert "charged: nothing" in show(tmp_path / "ledger.sqlite")

@@ -52,6 +52,16 @@ def test_a_record_level_study_is_read_for_patients_too(tiny_study: MakeStudy) ->
         assert row.patient_epsilon > row.epsilon
 
 
+def test_noised_evaluations_are_part_of_what_is_calibrated(tiny_study: MakeStudy) -> None:
+    plain, noised = (calibrate_study(tiny_study(f"policy.release_evaluation={mode}")) for mode in ("scores", "noised"))
+    for one, other in zip(plain.hospitals, noised.hospitals, strict=True):
+        assert (one.evaluations, other.evaluations) == (0, 2)
+        assert other.epsilon == epsilon([Charge(one.noise_multiplier, one.sample_rate, one.steps, "patient"),
+                                         Charge(4.0, 1.0, 2, "patient")], one.delta) > one.epsilon  # fmt: skip
+    assert "and 2 noised evaluations" in "\n".join(as_lines(noised))
+    assert "evaluations" not in "\n".join(as_lines(plain))
+
+
 def test_a_study_without_privacy_has_nothing_to_calibrate(tiny_study: MakeStudy) -> None:
     with pytest.raises(StudyError, match="privacy=None leaves nothing to calibrate"):
         calibrate_study(tiny_study("privacy=null"))

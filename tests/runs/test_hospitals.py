@@ -53,7 +53,7 @@ def test_without_a_declared_number_of_scans_nothing_is_said_about_patients(tiny_
     assert site.plan is not None
     assert site.budget is not None
     site.plan = replace(site.plan, scans_per_patient=None)
-    site._reserve(1)
+    site._charge(site.arm, 1, site.plan.charge())
     spent = site.privacy_spent()
     assert spent is not None
     assert (spent.scans_per_patient, spent.patient_epsilon) == (None, None)
@@ -73,3 +73,15 @@ def test_a_patient_with_more_scans_than_declared_is_refused_and_nothing_spent(ti
     with pytest.raises(PrivacyError, match="scans_per_patient=2 is below the 3 records that one patient has"):
         site.train(TrainInstruction(site.fingerprint, 1, site.bench.initial))
     assert not (site.folder / "ledger.sqlite").exists()
+
+
+def test_hospitals_that_the_study_does_not_name_are_left_out(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    study = tiny_study("hospitals.sites=[hospital_01, hospital_03]", "hospitals.held_out=[hospital_03]")
+    dataset = hospitals.load_data(study)
+    named = hospitals.make_federation(study, dataset, tmp_path, "cpu")
+    assert (named.names, named.train_names) == (("hospital_01", "hospital_03"), ("hospital_01",))
+    other = dataset.columns["site"] == "hospital_02"
+    assert (named.train_site[other] == -1).all()
+    assert (named.test_site[other] == -1).all()
+    whole = hospitals.make_federation(tiny_study("hospitals.held_out=[hospital_03]"), dataset, tmp_path, "cpu")
+    assert named.plans["hospital_01"] == whole.plans["hospital_01"]

@@ -126,7 +126,7 @@ def replies_of(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return cache(lambda release: simulated(root, tmp_path_factory.mktemp("run") / "run", release))
 
 
-@pytest.fixture(params=["none", "metrics", "scores"])
+@pytest.fixture(params=["none", "coarsened", "noised", "metrics", "scores"])
 def captured(request: pytest.FixtureRequest, replies_of: Callable[[str], Replies]) -> tuple[str, Replies]:
     return request.param, replies_of(request.param)
 
@@ -135,10 +135,18 @@ CARD = {"site": {"site": "str", "model": "str", "willing": "bool"}}
 TRAINABLE = 42
 UPDATE = {"site": {"site": "str", "round": "int"}, "update": {"update": f"float32({TRAINABLE},)"}}
 REFUSED = {"site": {"site": "str", "refused": "str"}}
-METRICS = {"site": {"site": "str", "round": "int"}, "metrics": {"loss": "float", "n_patients": "int", "m.auroc": "float"}}
+EVALUATED = {"site": {"site": "str", "round": "int", "release": "str"}}
+METRICS = EVALUATED | {"metrics": {"loss": "float", "n_patients": "int", "m.auroc": "float"}}
+COUNTED = ("auroc", "average_precision", "balanced_accuracy", "sensitivity_at_90_specificity")
+NOISED = EVALUATED | {
+    "metrics": {"loss": "float", "n_patients": "int", **{f"m.{name}": "float" for name in COUNTED}},
+    "totals": {"cells": "float32(1, 2, 16)", "noise_std": "float32()"},
+}
 SCORES = {"scores": {"scores": "float32(4, 2)", "labels": "int64(4,)", "patient": "int64(4,)"}}
 ALLOWED = {  # what the hospital's policy says may leave of an evaluation on its test patients
     "none": {"query": CARD, "train": UPDATE, "evaluate": REFUSED, "evaluate.final": REFUSED},
+    "coarsened": {"query": CARD, "train": UPDATE, "evaluate": REFUSED, "evaluate.final": REFUSED},  # too few patients
+    "noised": {"query": CARD, "train": UPDATE, "evaluate": NOISED, "evaluate.final": NOISED},
     "metrics": {"query": CARD, "train": UPDATE, "evaluate": METRICS, "evaluate.final": METRICS},
     "scores": {"query": CARD, "train": UPDATE, "evaluate": METRICS, "evaluate.final": METRICS | SCORES},
 }
@@ -219,7 +227,7 @@ def opened(root: Path, folder: Path) -> Site:
 def answer(site: Site | Exception, instruction: TrainInstruction) -> Message:
     """The hospital's reply to an instruction to train, through the client app."""
 
-    def open_site(_: object) -> Site:
+    def open_site(_: object, study: str) -> Site:
         if isinstance(site, Exception):
             raise site
         return site

@@ -14,7 +14,7 @@ from fedimaging.privacy.dpsgd import DpPlan
 from fedimaging.privacy.noise import SimulatedNoise
 from fedimaging.privacy.spec import PrivacySpec
 from fedimaging.training.evaluate import predict
-from fedimaging.training.local import plain_steps, train_locally
+from fedimaging.training.local import Progress, plain_steps, train_locally
 from fedimaging.training.spec import LocalTraining
 from fedimaging.training.task_spec import TaskSpec
 from fedimaging.training.workbench import SiteRecords, Workbench, build_workbench
@@ -134,3 +134,41 @@ def test_what_stays_at_the_hospital_is_no_part_of_the_shared_vector() -> None:
     assert sizes["norm"] < sizes["none"]
     assert sizes["head"] < sizes["none"]
     assert not _bench(local_parameters="norm").all_shared
+
+
+@pytest.mark.parametrize("private", [True, False], ids=["private", "plain"])
+@pytest.mark.parametrize("optimizer", [
+    {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01},
+    {"optimizer": "adam"}, {"optimizer": "adamw"},
+], ids=str)  # fmt: skip
+def test_a_round_gone_on_with_ends_with_the_same_bits(optimizer: dict[str, Any], private: bool) -> None:
+    training = {"batch_size": 3, "local_steps": 5, "augment": {"flip": True, "shift": 0.1}, **optimizer}
+    bench, records = _bench(training=training, proximal_mu=0.1), _records((16, 16))
+    plan, noise = (_plan(steps_per_round=5), SimulatedNoise(0, "h", 1)) if private else (None, None)
+    start, kept = bench.initial + np.float32(0.01), []
+
+    def keep(steps: int, progress: Any) -> None:
+        kept.append(progress() if steps in (1, 3) else None)
+
+    whole = train_locally(bench, start, records, plan, noise, key="k", round=1, after_step=keep)
+    assert [None if p is None else p.steps for p in kept] == [1, None, 3, None, None]
+    for progress in (kept[0], kept[2]):
+        assert isinstance(progress, Progress)
+        bench.load(bench.initial)
+        again = train_locally(bench, start, records, plan, noise, key="k", round=1, resume=progress)
+        assert again.steps == 5
+        np.testing.assert_array_equal(again.end, whole.end)
+
+
+def test_what_after_step_raises_ends_the_round() -> None:
+    bench, records = _bench(training={"local_steps": 5}), _records((16, 16))
+    taken = []
+
+    def stop(steps: int, progress: Any) -> None:
+        taken.append(steps)
+        if steps == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train_locally(bench, bench.initial, records, None, None, key="k", round=1, after_step=stop)
+    assert taken == [1, 2]

@@ -1,0 +1,60 @@
+"""What a study means at one hospital: which data it reads, the private plan of its rounds, and what all of them cost."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fedimaging.data.dataset import Dataset
+from fedimaging.data.manifest import Keep
+from fedimaging.data.prepare import prepare
+from fedimaging.data.spec import DataSpec
+from fedimaging.errors import StudyError
+from fedimaging.privacy.budget import Charge
+from fedimaging.privacy.dpsgd import DpPlan, plan_for
+from fedimaging.privacy.released_metrics import release_charge
+from fedimaging.privacy.units import group_units, most_records
+from fedimaging.study.schema import Study
+
+
+def prepare_data(
+    study: Study, spec: DataSpec | None = None, *, keep: Keep | None = None, cache_dir: Path | None = None
+) -> Dataset:
+    """Decode (once) and open the data as the study wants them: the study's own, or a hospital's (`spec`).
+
+    `keep` and `cache_dir` as in `data.prepare`. Error: DataError.
+    """
+    task = study.task
+    return prepare(
+        spec or study.data, labels=task.columns, needs_mask=task.kind == "segmentation", classes=task.classes,
+        multilabel=task.kind == "multilabel", cache_dir=cache_dir, keep=keep,
+    )
+
+
+def private_plan(study: Study, patient_ids: np.ndarray) -> DpPlan:
+    """The plan of a hospital that trains on these scans; `patient_ids` (R,) names the patient of each.
+
+    The same study and number of units give the same plan anywhere. Errors: StudyError for a study without privacy,
+    PrivacyError for what cannot be accounted for.
+    """
+    if study.privacy is None:
+        raise StudyError("privacy=None: a study without privacy has no private plan.")
+    n_units = len(group_units(patient_ids, study.privacy.unit))
+    expected = min(study.training.batch_size, n_units)
+    return plan_for(
+        study.privacy, n_units, expected, study.training.steps(n_units / expected), study.federation.rounds,
+        most_records(patient_ids) if study.privacy.unit == "record" else None,
+    )
+
+
+def charges_of(
+    study: Study, plan: DpPlan | None, rounds: int, evaluation_noise: float | None, *, after: int = 0
+) -> list[Charge]:
+    """What the rounds from `after` + 1 to `rounds` of the study cost a hospital.
+
+    plan None: it does not train privately. evaluation_noise: the noise multiplier of its evaluations; None where they
+    are released without noise (and so uncharged), or not at all.
+    """
+    training = [] if plan is None else [plan.charge(plan.steps_per_round * (rounds - after))]
+    if evaluation_noise is None:
+        return training
+    return [*training, *[release_charge(evaluation_noise)] * (study.evaluations_by(rounds) - study.evaluations_by(after))]
