@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ LARGEST_REQUEST = 16 * 2**20
 """Bytes of one request from a hospital; Flower cuts arrays into objects of 5 MiB."""
 
 _CALLS_AT_ONCE = 4  # SQLite has one writer, and those who wait for it sleep: measured best of 1, 4 and 40 on two cores
+_PAGE_BYTES = 65536
 _IDLE_SECONDS = 75  # hospitals ask every few seconds; a new TLS handshake each time would cost more than the question
 _PUBLIC_KEY = re.compile(r"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.S)
 _TELL_AGAIN_SECONDS, _MOST_STRANGERS = 600.0, 1000
@@ -61,8 +63,19 @@ def serve(listeners: Listeners, database: Path, secret: bytes, on_ready: Callabl
     """
     logging.getLogger("flwr").setLevel(logging.WARNING)
     logging.getLogger("flwr").addFilter(Strangers())
+    _prepare(database)
     with _private_socket(listeners.socket) as private, _public_socket(listeners) as public:
         asyncio.run(_serve(superlink_app(database, secret), listeners, private, public, on_ready))
+
+
+def _prepare(database: Path) -> None:
+    """Make a new database ready for large objects before Flower fills it: with pages of 64 KiB in place of SQLite's 4 KiB
+    a round with 30 MB of weights takes a sixth less of the processor's time."""
+    if not database.exists():
+        with contextlib.closing(sqlite3.connect(database)) as made:
+            made.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            made.execute("VACUUM")
+        database.chmod(0o600)
 
 
 async def _serve(
@@ -76,7 +89,7 @@ async def _serve(
         def capture_signals(self) -> Iterator[None]:
             yield  # two servers in one process: signals are ours
 
-    anyio.to_thread.current_default_thread_limiter().total_tokens = int(os.environ.get("TOK", "4"))
+    anyio.to_thread.current_default_thread_limiter().total_tokens = _CALLS_AT_ONCE
     config = partial(
         uvicorn.Config, log_level="warning", access_log=False, timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=3)
     whole = Listener(config(app))

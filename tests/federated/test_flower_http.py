@@ -15,8 +15,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from fedimaging.errors import LinkDown, LinkRefused, LinkUntrusted, RunError
 from fedimaging.federated import flower_http, flower_internals
 from fedimaging.federated.deployed_grid import thin_fab
-from fedimaging.federated.flower_http import ControlLine, FleetLine, RunLine, acquire_run
-from fedimaging.federated.flower_internals import MessageGone, MessageTooLarge, superlink_app
+from fedimaging.federated.flower_http import HEARTBEAT_SECONDS, ControlLine, FleetLine, RunLine, acquire_run
+from fedimaging.federated.flower_internals import MessageTooLarge, superlink_app
+from fedimaging.federated.timing import Heartbeat
 from fedimaging.keys import public_text
 
 from .in_loop import InLoop
@@ -65,7 +66,8 @@ def run(server: None) -> Iterator[tuple[RunLine, int]]:
     assert claimed[0] == run_id
     line = RunLine(SOCKET, claimed[1])
     line.begin()
-    yield line, run_id
+    with Heartbeat(line.beat, HEARTBEAT_SECONDS):  # a silent run is ended by the server, on a slow machine within a test
+        yield line, run_id
     control.stop_run(run_id)
 
 
@@ -155,7 +157,7 @@ def test_so_many_objects_that_they_cannot_be_of_an_allowed_message_are_not_pulle
     hospital.deactivate()
 
 
-def test_parts_that_never_came_are_said_to_be_gone_or_on_their_way(run: tuple[RunLine, int]) -> None:
+def test_parts_that_never_came_are_said_to_be_on_their_way(run: tuple[RunLine, int]) -> None:
     line, hospital = run[0], joined()
     sent = question(hospital._node.node_id, 300_000)
     posted = flower_internals.written(sent)
@@ -165,9 +167,6 @@ def test_parts_that_never_came_are_said_to_be_gone_or_on_their_way(run: tuple[Ru
     assert envelope is not None
     with pytest.raises(LinkDown, match="on its way"):
         hospital.fetch(envelope, 16 * 2**20, wait_seconds=0.0)
-    unknown = flower_internals.Envelope(envelope.head, 100, ("f" * 64,))
-    with pytest.raises(MessageGone):
-        hospital.fetch(unknown, 16 * 2**20)
     hospital.deactivate()
 
 

@@ -1,7 +1,9 @@
 import asyncio
+import contextlib
 import logging
 import os
 import socket
+import sqlite3
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -98,6 +100,20 @@ def test_a_key_that_is_not_let_in_is_named_once_by_its_fingerprint(tmp_path: Pat
     nonsense = said("-----BEGIN PUBLIC KEY-----%s-----END PUBLIC KEY-----")
     assert nonsense is not None
     assert "(unreadable)" in nonsense
+
+
+def test_a_new_database_is_this_users_with_large_pages_and_an_old_one_is_left_alone(tmp_path: Path) -> None:
+    for name in ("new.db", "old.db"):
+        if name == "old.db":
+            with contextlib.closing(sqlite3.connect(tmp_path / name)) as made:
+                made.execute("CREATE TABLE kept (x)")
+        superlink._prepare(tmp_path / name)
+    with contextlib.closing(sqlite3.connect(tmp_path / "new.db")) as found:
+        assert found.execute("PRAGMA page_size").fetchone() == (65536,)
+    with contextlib.closing(sqlite3.connect(tmp_path / "old.db")) as found:
+        assert found.execute("PRAGMA page_size").fetchone() == (4096,)
+        assert found.execute("SELECT count(*) FROM kept").fetchone() == (0,)
+    assert stat.S_IMODE((tmp_path / "new.db").stat().st_mode) == 0o600
 
 
 def test_the_operators_socket_is_for_this_user_only_and_replaces_a_dead_one(tmp_path: Path) -> None:
