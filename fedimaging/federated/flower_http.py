@@ -115,8 +115,19 @@ def _over_tls(ca: Path) -> httpx.Client:
     return httpx.Client(verify=context, timeout=_TIMEOUT_SECONDS)
 
 
+class _OverSocket(httpx.HTTPTransport):
+    def __init__(self, socket: Path) -> None:
+        super().__init__(uds=str(socket))
+        self._socket = socket
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if not self._socket.exists():
+            raise httpx.ConnectError(f"no server has opened {self._socket}")
+        return super().handle_request(request)
+
+
 def _over_socket(socket: Path) -> httpx.Client:
-    return httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=_TIMEOUT_SECONDS)
+    return httpx.Client(transport=_OverSocket(socket), timeout=_TIMEOUT_SECONDS)
 
 
 def _try(call: Callable[..., T], *arguments: Any) -> T:

@@ -87,8 +87,9 @@ def _lead(record: Record) -> str:
         f"(δ = {delta_text(total.budget.delta)}; {total.budget.epsilon:g} is the limit)." if total else ""
     )
     first, last = day_and_time(record.left[0].time)[:10], day_and_time(record.left[-1].time)[:10]
+    span = f"On {first}" if first == last else f"From {first} to {last}"
     return (
-        f"{count_text(standing, 'study', 'studies').capitalize()} may train here. From {first} to {last}, "
+        f"{count_text(standing, 'study', 'studies').capitalize()} may train here. {span}, "
         f"{count_text(len(updates), 'model update')} and {count_text(len(record.left) - len(updates), 'evaluation')} left this "
         f"hospital; no image, label or patient id did.{spent}"
     )

@@ -1,21 +1,34 @@
 """What `server run` checks before it begins, and what its report holds; the run itself is in federated/test_deployment.py."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from flwr.app import Context, Message, RecordDict
+from safetensors.numpy import load_file
 
-from fedimaging.errors import FedimagingError, RunError
+from fedimaging.errors import FedimagingError, RunError, SiteRefusal
+from fedimaging.federated.client_app import build_client_app
+from fedimaging.federated.deployed_grid import Deployment, RunLost
+from fedimaging.federated.flower_internals import take_server_identity
+from fedimaging.federated.in_process import InProcessGrid
 from fedimaging.keys import make_key
 from fedimaging.results import SiteEvaluation
+from fedimaging.runs import hospitals, serve_study
 from fedimaging.runs.live import LiveView
+from fedimaging.runs.options import Options
 from fedimaging.runs.report import write_page
 from fedimaging.runs.serve import as_lines, status
 from fedimaging.runs.serve_report import server_report
 from fedimaging.runs.serve_study import check_deployable, run_study
 from fedimaging.runs.server_folder import ServerFolder, ServerSettings
-from fedimaging.site.simulated import workbench_of
+from fedimaging.runs.simulate import simulate
+from fedimaging.site.audit_log import read
+from fedimaging.site.simulated import open_simulated_site, workbench_of
 from fedimaging.study.schema import Study
 
 MakeStudy = Callable[..., Study]
@@ -48,11 +61,6 @@ def test_a_study_that_cannot_run_here_is_refused(
         check_deployable(tiny_study(*overrides), folder)
 
 
-# httpcore leaves the socket of a connection that failed to the garbage collector.
-NO_SERVER = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-
-
-@NO_SERVER
 def test_without_a_server_the_remedy_is_said_and_no_run_is_begun_twice(folder: ServerFolder, tiny_study: MakeStudy) -> None:
     study = tiny_study(REAL)
     for resume in (False, True):
@@ -62,7 +70,75 @@ def test_without_a_server_the_remedy_is_said_and_no_run_is_begun_twice(folder: S
         run_study(folder, study, resume=False, patience_seconds=0.0, view=view)
 
 
-@NO_SERVER
+def _carried(
+    study: Study, simulated: Path, monkeypatch: pytest.MonkeyPatch, *faults: Callable[[Message], None]
+) -> None:
+    """Carry the server's app in this process to the hospitals of a simulation; fault k meets the messages of attempt k."""
+    attempts = iter(faults)
+    client = build_client_app(lambda context, _: open_simulated_site(simulated, int(context.node_config["partition-id"])))
+
+    def run(app: Any, at: Deployment, *, largest_reply: int, say: Callable[[str], None]) -> None:
+        fault = next(attempts, None)
+
+        def drop(message: Message) -> bool:
+            if fault is not None:
+                fault(message)
+            return fault is not None and message.metadata.message_type == "train"
+
+        take_server_identity(1)
+        with InProcessGrid(client, 3, fault=drop) as grid:
+            app(grid, Context(1, 1, node_config={}, state=RecordDict(), run_config={}))
+
+    monkeypatch.setattr(serve_study, "run_deployed", run)
+    monkeypatch.setattr(serve_study, "pace", lambda *_, **__: 0.0)
+    monkeypatch.setattr(serve_study._Serving, "_identify", lambda self, node: f"hospital_0{node}")
+
+
+def test_a_run_goes_on_after_a_lost_server_and_a_failed_round_and_ends_with_a_simulations_weights(
+    folder: ServerFolder, tiny_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_key(tmp_path / "c.key", tmp_path / "c.pub")
+    folder.add_site("hospital_03", tmp_path / "c.pub", None)
+    study = tiny_study("hospitals.sites=[hospital_01,hospital_02,hospital_03]", "privacy.engine=vmap", "federation.rounds=3")
+    with LiveView(3, quiet=True) as view:
+        simulate(study, tmp_path / "plain", Options(report=False, workers=1), view)
+    hospitals.make_federation(study, hospitals.load_data(study), tmp_path / "sites", "cpu").save()
+
+    def lose(message: Message) -> None:
+        if message.metadata.message_type == "evaluate":
+            raise RunLost("the server forgot this run")
+
+    def lose_nothing(message: Message) -> None:
+        """Training messages are dropped: nobody answers in time."""
+
+    _carried(study, tmp_path / "sites", monkeypatch, lose_nothing, lose)
+    said = io.StringIO()
+    with LiveView(3, out=said) as view:
+        path = run_study(folder, study, resume=False, patience_seconds=0.0, view=view)
+    assert "Taking the round again" in said.getvalue()
+    real, simulated = (load_file(run / "weights.safetensors") for run in (path.parent, tmp_path / "plain"))
+    for name, array in simulated.items():
+        np.testing.assert_array_equal(real[name], array)
+    events = [event["event"] for event in read(folder.path / "audit.jsonl")]
+    assert events.count("round") == 3
+    assert events.count("round_failed") == 2
+    assert events[-1] == "run_finished"
+    with LiveView(3, out=said) as view:  # again, and nothing more is done
+        assert run_study(folder, study, resume=True, patience_seconds=0.0, view=view) == path
+    assert [row[1] for row in status(folder).runs] == ["finished after 3 rounds"]
+
+
+def test_a_round_that_the_hospitals_refuse_ends_the_run(
+    folder: ServerFolder, tiny_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tiny_study(REAL, "privacy.engine=vmap", "policy.minimum_noise_multiplier=0")
+    hospitals.make_federation(study, hospitals.load_data(study), tmp_path / "sites", "cpu").save()
+    monkeypatch.setattr("fedimaging.site.site.Site.train", lambda *_: (_ for _ in ()).throw(SiteRefusal("against_policy")))
+    _carried(study, tmp_path / "sites", monkeypatch)
+    with LiveView(2, quiet=True) as view, pytest.raises(RunError, match="hospital_01: against_policy"):
+        run_study(folder, study, resume=False, patience_seconds=0.0, view=view)
+
+
 def test_the_status_of_a_server_that_does_not_run(folder: ServerFolder) -> None:
     found = status(folder)
     assert not found.running
