@@ -4,6 +4,7 @@ fails here first."""
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -16,7 +17,7 @@ from fedimaging.errors import LinkDown, LinkRefused, LinkUntrusted, RunError
 from fedimaging.federated import flower_http, flower_internals
 from fedimaging.federated.deployed_grid import thin_fab
 from fedimaging.federated.flower_http import HEARTBEAT_SECONDS, ControlLine, FleetLine, RunLine, acquire_run
-from fedimaging.federated.flower_internals import MessageTooLarge, superlink_app
+from fedimaging.federated.flower_internals import MessageGone, MessageTooLarge, superlink_app
 from fedimaging.federated.timing import Heartbeat
 from fedimaging.keys import public_text
 
@@ -157,7 +158,7 @@ def test_so_many_objects_that_they_cannot_be_of_an_allowed_message_are_not_pulle
     hospital.deactivate()
 
 
-def test_parts_that_never_came_are_said_to_be_on_their_way(run: tuple[RunLine, int]) -> None:
+def test_parts_that_never_came_are_told_from_those_that_are_gone(run: tuple[RunLine, int]) -> None:
     line, hospital = run[0], joined()
     sent = question(hospital._node.node_id, 300_000)
     posted = flower_internals.written(sent)
@@ -167,6 +168,19 @@ def test_parts_that_never_came_are_said_to_be_on_their_way(run: tuple[RunLine, i
     assert envelope is not None
     with pytest.raises(LinkDown, match="on its way"):
         hospital.fetch(envelope, 16 * 2**20, wait_seconds=0.0)
+    envelope.head.metadata.__dict__["_message_id"] = "f" * 64  # as if the server had forgotten the message meanwhile
+    with pytest.raises(MessageGone):
+        hospital.fetch(envelope, 16 * 2**20)
+    hospital.deactivate()
+
+
+def test_a_part_that_the_server_forgot_is_gone_at_once(run: tuple[RunLine, int]) -> None:
+    line, hospital = run[0], joined()
+    line.push([question(hospital._node.node_id, 300_000)])
+    envelope = hospital.next()
+    assert envelope is not None
+    with pytest.raises(MessageGone):
+        hospital.fetch(replace(envelope, objects=(*envelope.objects, "f" * 64)), 16 * 2**20)
     hospital.deactivate()
 
 
