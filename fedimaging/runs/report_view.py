@@ -133,7 +133,6 @@ def cards(report: Report, facts: PrivacyFacts) -> list[Card]:
     held = len(sites) - len(trained)
     rounds = report.get("rounds") or []
     model = part(report, "model").get("name") or "training"
-    scans = f"{count_text(total(trained, 'scans'))} scans"
     first = [_result_card(report, "test", f"{metric_words(metric).label}, test patients")]
     if part(report, "held_out"):
         first.append(_result_card(report, "held_out", f"{metric_words(metric).label}, held-out hospitals"))
@@ -141,9 +140,16 @@ def cards(report: Report, facts: PrivacyFacts) -> list[Card]:
         *first,
         privacy_card(facts),
         Card("Hospitals", str(len(trained)), f"and {held} held out" if held else "none held out"),
-        Card("Training patients", count_text(total(trained, "patients")), scans),
+        _patients_card(trained, facts),
         Card("Rounds", str(len(rounds)), f"of {model}"),
     ]
+
+
+def _patients_card(trained: list[Mapping[str, Any]], facts: PrivacyFacts) -> Card:
+    if facts.kept_by_hospitals and total(trained, "patients") is None:
+        declared = total(trained, "declared_patients")
+        return Card("Patients", "not told", f"{count_text(declared)} declared in public" if declared else "hospitals keep it")
+    return Card("Training patients", count_text(total(trained, "patients")), f"{count_text(total(trained, 'scans'))} scans")
 
 
 def privacy_card(facts: PrivacyFacts) -> Card:
@@ -181,7 +187,7 @@ def site_rows(report: Report) -> tuple[list[SiteRow], Axis]:
     rows = [
         SiteRow(
             name=name, held_out=is_held_out(site),
-            patients=count_text(site.get("patients")), scans=count_text(site.get("scans")),
+            patients=_patients(site), scans=count_text(site.get("scans")),
             test_patients=count_text(site.get("test_patients")),
             prevalence=prevalence_text(site.get("prevalence"), part(report, "task").get("kind")),
             refusals=refusal_texts(site.get("refused") or {}),
@@ -192,6 +198,11 @@ def site_rows(report: Report) -> tuple[list[SiteRow], Axis]:
         for name, site in sites.items()
     ]
     return rows, axis
+
+
+def _patients(site: Mapping[str, Any]) -> str:
+    declared = site.get("declared_patients")
+    return f"{count_text(declared)} declared" if declared and site.get("patients") is None else count_text(site.get("patients"))
 
 
 def prevalence_text(prevalence: Mapping[str, float] | None, kind: str | None) -> str:

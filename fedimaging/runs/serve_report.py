@@ -23,7 +23,7 @@ def server_report(
         "privacy": _privacy(study),
         "test": tables["test"],
         "held_out": tables["held_out"],
-        "sites": _sites(study, tables["sites"], rounds, evaluations),
+        "sites": _sites(study, tables["sites"], rounds, evaluations, facts.get("declared_patients", {})),
         "rounds": list(rounds),
         "baselines": {},
         "seconds": assemble.seconds(rounds, {"total": seconds}),
@@ -33,13 +33,15 @@ def server_report(
 
 
 def _sites(
-    study: Study, tables: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], evaluations: Sequence[SiteEvaluation]
+    study: Study, tables: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], evaluations: Sequence[SiteEvaluation],
+    declared: Mapping[str, int | None],
 ) -> dict[str, Any]:
     refused = assemble.refusals(rounds)
     tested = {e.site: e.n_patients for e in evaluations}
     return {
         name: {
             "role": "held_out" if name in study.hospitals.held_out else "train",
+            "declared_patients": declared.get(name),
             "test_patients": tested.get(name),
             "test": tables.get(name, {}),
             "privacy": None,

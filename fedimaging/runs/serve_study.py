@@ -204,6 +204,7 @@ class _Serving:
 
     def _finish(self, bench: Workbench, facts: Mapping[str, Any]) -> Path:
         assert self.ended is not None
+        facts = {**facts, "declared_patients": {name: site.patients for name, site in self.folder.sites().items()}}
         tree = server_report(self.study, bench, self.run.rounds(), self.ended[1], facts, time.monotonic() - self.began)
         means = private_means(self.study, self.run.path, simulated=False)
         tree["site_privacy"] = site_privacy_facts(self.study, means, len(self.study.hospitals.training_sites))

@@ -165,7 +165,7 @@ def _study(folder: SiteFolder, record: Record, approval: Approval) -> StudyRow:
         plan = approval.plan
         facts.append(("Protection", (
             f"each {plan['unit']} counts as one; noise multiplier {plan['noise_multiplier']:.4g}, clipped at "
-            f"{plan['clip_norm']:g}; {plan['steps_per_round']} steps a round, at most {plan['rounds']} rounds"
+            f"{plan['clip_norm']:g}; {count_text(plan['steps_per_round'], 'step')} a round, at most {plan['rounds']} rounds"
         )))
     else:
         facts.append(("Protection", "none: it trains without differential privacy, or only evaluates"))

@@ -155,7 +155,7 @@ def _dry_run(folder: SiteFolder, name: str, study: Study, data: OwnData, plan: D
     if not data.rows.trains:
         return Finding(what, True, "not needed: this hospital only tests")
     bench = shared_workbench(study, folder.settings.device)
-    began = time.monotonic()
+    data, began = data.seen_by(bench), time.monotonic()
 
     def stop(steps: int, progress: object) -> None:
         raise _Enough

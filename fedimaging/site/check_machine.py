@@ -68,7 +68,7 @@ def _device(name: str) -> Finding:
     except StudyError:
         return Finding("device", False, f"site.yaml says device: {name}, which this machine does not have; take auto or cpu")
     if device.type != "cuda":
-        threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
         return Finding("device", True, device.type + threads)
     free, whole = torch.cuda.mem_get_info(device)
     text = f"{torch.cuda.get_device_name(device)}, {free / 1e9:.1f} of {whole / 1e9:.1f} GB free"

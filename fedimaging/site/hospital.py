@@ -74,14 +74,15 @@ def _stamps(folder: SiteFolder, fingerprint: str) -> _Stamps:
 def _open(folder: SiteFolder, fingerprint: str) -> Site:
     approval, study = approved(folder, fingerprint)
     policy, name = folder.policy, folder.settings.name
-    data = prepare_own(folder, study)
+    bench = shared_workbench(study, folder.settings.device)
+    data = prepare_own(folder, study).seen_by(bench)
     total, *others = policy.budgets()
     return Site(
         name=name,
         folder=folder.path,
         study=study,
         policy=policy,
-        bench=shared_workbench(study, folder.settings.device),
+        bench=bench,
         train_records=data.training,
         test_records=data.testing,
         plan=None if approval.plan is None else DpPlan(**approval.plan),

@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from fedimaging.site.folder import SiteFolder
 from fedimaging.site.plan import prepare_data
 from fedimaging.study.load import validated
 from fedimaging.study.schema import Study
-from fedimaging.training.workbench import SiteRecords
+from fedimaging.training.workbench import SiteRecords, Workbench
 
 _LOG = logging.getLogger("fedimaging.site")
 _NOBODY = Cohort((), frozenset(), frozenset(), frozenset()).digest
@@ -54,20 +54,25 @@ class OwnRows:
 
 @dataclass(frozen=True)
 class OwnData:
-    """The same, with the scans."""
+    """The same, with the scans. `features`: see `Workbench.features_of`."""
 
     rows: OwnRows
     dataset: Dataset
+    features: np.ndarray | None = None
+
+    def seen_by(self, bench: Workbench) -> "OwnData":
+        """With what the fixed part of the study's network makes of each scan, where it has one; kept beside the scans."""
+        return replace(self, features=bench.features_of(self.dataset))
 
     @property
     def training(self) -> SiteRecords:
         """Scans that train."""
-        return SiteRecords(self.dataset, self.rows.training)
+        return SiteRecords(self.dataset, self.rows.training, self.features)
 
     @property
     def testing(self) -> SiteRecords:
         """Scans that test."""
-        return SiteRecords(self.dataset, self.rows.testing)
+        return SiteRecords(self.dataset, self.rows.testing, self.features)
 
 
 def takes_part(study: Study, site: str) -> bool:

@@ -159,10 +159,12 @@ def test_the_report_holds_what_the_server_knows_and_the_page_says_who_knows_the_
         ("hospital_01", 30, 0.75), ("hospital_02", 10, 0.5))]
     rounds = [{"round": 1, "sites": [], "refused": {"hospital_01": "no_reply"}, "metrics": {}, "site_metrics": {},
                "epsilon": {}, "update_norm": 1.0, "seconds": {"training": 2.0, "evaluation": 1.0}, "bytes_per_site": 8}]
-    tree = server_report(study, workbench_of(study, "cpu"), rounds, evaluations, {"created": "2026-11-23T00:00:00Z"}, 4.0)
+    tree = server_report(study, workbench_of(study, "cpu"), rounds, evaluations, {
+        "created": "2026-11-23T00:00:00Z", "declared_patients": {"hospital_01": 71}}, 4.0)
     (tmp_path / "report.json").write_text(json.dumps(tree, allow_nan=False))
     one = tree["sites"]["hospital_01"]
-    assert one == {"role": "train", "test_patients": 30, "privacy": None, "refused": {"1": "no_reply"}, "test": one["test"]}
+    assert one == {"role": "train", "declared_patients": 71, "test_patients": 30, "privacy": None, "refused": {"1": "no_reply"},
+                   "test": one["test"]}
     assert one["test"]["auroc"]["value"] == 0.75
     assert tree["sites"]["hospital_02"]["role"] == "held_out"
     assert (tree["test"]["auroc"]["n_patients"], tree["held_out"]["auroc"]["value"]) == (30, 0.5)
@@ -170,4 +172,6 @@ def test_the_report_holds_what_the_server_knows_and_the_page_says_who_knows_the_
     page = write_page(tmp_path).read_text(encoding="utf-8")
     assert ("accounted for at the hospitals" in page) == private
     assert ("No privacy protection" in page) != private
+    assert ("in its own ledger" in page) == private
+    assert "71 declared" in page
     assert "Treat their patients as unprotected" not in page
