@@ -7,6 +7,7 @@ FedimagingError            exit code 2, one line, no traceback
 ├── RunError               the run folder, the disk, a resume that does not fit
 ├── LinkError              the network between a hospital and the server
 │   ├── LinkDown           no answer: try again later
+│   │   └── LinkCut        no answer to what may have arrived
 │   ├── LinkUntrusted      an answer from somebody else
 │   └── LinkRefused        an answer, and it is no
 ├── PrivacyError           a privacy claim that cannot be kept
@@ -59,7 +60,11 @@ class LinkError(FedimagingError):
 
 
 class LinkDown(LinkError):
-    """No answer, or an answer that says to come back later."""
+    """No answer, or one that nothing can be made of, or that says to come back later."""
+
+
+class LinkCut(LinkDown):
+    """No answer to a question that may have arrived: what it asked for may have been done, and the answer be lost."""
 
 
 class LinkUntrusted(LinkError):

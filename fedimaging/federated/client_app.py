@@ -6,7 +6,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedimaging.errors import FedimagingError, RunError
+from fedimaging.errors import FedimagingError, RunError, SiteRefusal
 from fedimaging.federated import wire
 from fedimaging.site.site import Site
 
@@ -17,25 +17,37 @@ OpenSite = Callable[[Context, str], Site]
 """Opens the hospital for the study with this fingerprint, which is whatever a message says. Error: SiteRefusal."""
 
 
-def build_client_app(open_site: OpenSite) -> ClientApp:
-    """A ClientApp over `open_site`. Guarantee: what leaves in an error is a code of `wire.REFUSALS`, nothing else."""
+def build_client_app(open_site: OpenSite, refused: Callable[[str], None] = lambda code: None) -> ClientApp:
+    """A ClientApp over `open_site`. Guarantee: what leaves in an error is a code of `wire.REFUSALS`, nothing else.
+
+    `refused(code)`: note that a message was refused which names no study, so that no hospital was opened whose log would
+    say so.
+    """
     app = ClientApp()
+
+    def answer(message: Message, context: Context, work: Callable[[Site, RecordDict], RecordDict]) -> Message:
+        try:
+            study = wire.study_of(_content(message))
+        except SiteRefusal as error:
+            _LOG.error("refused %s, which names no study", message.metadata.message_type)
+            return Message(_noted(error.code, "", refused), reply_to=message)
+        return _opened(message, open_site, context, study, work)
 
     @app.query()
     def enrol(message: Message, context: Context) -> Message:
-        return _answer(message, context, open_site, _card)
+        return answer(message, context, _card)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return _answer(message, context, open_site, _train)
+        return answer(message, context, _train)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return _answer(message, context, open_site, lambda site, content: _evaluate(site, content, final=False))
+        return answer(message, context, lambda site, content: _evaluate(site, content, final=False))
 
     @app.evaluate("final")
     def evaluate_final(message: Message, context: Context) -> Message:
-        return _answer(message, context, open_site, lambda site, content: _evaluate(site, content, final=True))
+        return answer(message, context, lambda site, content: _evaluate(site, content, final=True))
 
     return app
 
@@ -53,14 +65,20 @@ def _evaluate(site: Site, content: RecordDict, *, final: bool) -> RecordDict:
     return wire.write_evaluation(site.evaluate(wire.read_instruction(content), final=final))
 
 
-def _answer(
-    message: Message, context: Context, open_site: OpenSite,
-    work: Callable[[Site, RecordDict], RecordDict],
+def _content(message: Message) -> RecordDict:
+    """Error: SiteRefusal for a message that is an error, which only replies are."""
+    if not message.has_content():
+        raise SiteRefusal("bad_message")
+    return message.content
+
+
+def _opened(
+    message: Message, open_site: OpenSite, context: Context, study: str, work: Callable[[Site, RecordDict], RecordDict]
 ) -> Message:
-    """Do the work; an error is logged here in full and leaves as a code."""
+    """Open the hospital and do the work; an error is logged here in full and leaves as a code."""
     site: Site | None = None
     try:
-        site = open_site(context, wire.study_of(message.content))
+        site = open_site(context, study)
         content = work(site, message.content)
     except FedimagingError as error:
         _LOG.error("%s refused %s: %s", site.name if site else "site", message.metadata.message_type, error)
@@ -72,10 +90,14 @@ def _answer(
 
 
 def _refuse(site: Site | None, code: str) -> RecordDict:
-    if site is None:
+    if site is None:  # whoever could not open it has noted why
         return wire.write_refusal("", code)
+    return _noted(code, site.name, lambda code: site.log.write("refused", study=site.fingerprint, code=code))
+
+
+def _noted(code: str, name: str, note: Callable[[str], None]) -> RecordDict:
     try:
-        site.log.write("refused", study=site.fingerprint, code=code)
+        note(code)
     except RunError as error:  # the server gets its answer also where the disk of the log is full
-        _LOG.error("%s: %s", site.name, error)
-    return wire.write_refusal(site.name, code)
+        _LOG.error("%s: %s", name or "site", error)
+    return wire.write_refusal(name, code)

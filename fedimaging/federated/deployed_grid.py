@@ -21,7 +21,7 @@ from typing import TypeVar
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedimaging.errors import LinkDown, LinkError, LinkRefused, RunError
+from fedimaging.errors import LinkCut, LinkDown, LinkError, LinkRefused, RunError
 from fedimaging.federated import flower_internals as flower
 from fedimaging.federated import wire
 from fedimaging.federated.flower_http import HEARTBEAT_SECONDS, ControlLine, NodeState, RunLine, acquire_run
@@ -39,19 +39,20 @@ class RunLost(RunError):
     """The server gave this run up while it could not be reached; the study goes on with a new one."""
 
 
-_COME_BACK = {"stopping": 0.0, "outside_hours": 600.0}
+_COME_BACK = {"stopping": 0.0, "disk_full": 30.0, "outside_hours": 600.0}
 """Refusals that mean "later", and after how many seconds the same hospital is asked again, if the deadline allows."""
 
 
 @dataclass
 class _Errand:
     """One message to one hospital until its reply is there. `session`: to which of the node's sessions it went last;
-    `not_before`: when it may be posted again."""
+    `not_before`: when it may be posted again; `put_off`: the newest code that means "later"."""
 
     message: Message
     posted: list[str] = field(default_factory=list)
     session: str = ""
     not_before: float = 0.0
+    put_off: str = ""
     reply: flower.Envelope | None = None
 
     @property
@@ -63,11 +64,15 @@ class DeployedGrid(Grid):
     """A Grid over one run of the server's. Errors of its calls: RunLost; a server that is away is waited for.
 
     `largest_reply`: bytes; a larger one is an error reply of its hospital. `say(text)` tells the operator what is waited
-    for.
+    for, and for whom by `name_of(node)`.
     """
 
-    def __init__(self, line: RunLine, run_id: int, largest_reply: int, say: Callable[[str], None]) -> None:
-        self._line, self._run_id, self._largest, self._say = line, run_id, largest_reply, say
+    def __init__(
+        self, line: RunLine, run_id: int, largest_reply: int, say: Callable[[str], None],
+        name_of: Callable[[int], str | None] = lambda node: None,
+    ) -> None:
+        self._line, self._run_id, self._largest, self._say, self._name_of = line, run_id, largest_reply, say, name_of
+        self._cuts = 0  # how often an answer was cut off
 
     def set_run(self, run: object) -> None:
         """There is one run; nothing to set."""
@@ -138,7 +143,7 @@ class DeployedGrid(Grid):
             ids = self.push_messages([_copy(errand.message, seconds) for errand in group])
             for errand, message_id in zip(group, ids, strict=True):
                 if errand.posted:
-                    self._say(f"sent again to a hospital that came back: {errand.message.metadata.message_type}")
+                    self._say(f"sent again to {self._name(errand)}: {errand.message.metadata.message_type}")
                 if message_id:
                     errand.posted.append(message_id)
                     errand.session = session[errand.node]
@@ -148,18 +153,29 @@ class DeployedGrid(Grid):
         owner = {message_id: errand for errand in errands for message_id in errand.posted}
         if not owner:
             return
-        for envelope in self._patiently(lambda: self._line.replies(owner)):
+        cuts = self._cuts
+        envelopes = self._patiently(lambda: self._line.replies(owner))
+        if self._cuts > cuts:  # the server hands a reply out once, and the answer that was cut off may have held some
+            for waiting in errands:
+                waiting.session = ""
+        for envelope in envelopes:
             question = envelope.head.metadata.reply_to_message_id
             errand = owner.get(question)
             if errand is None:
                 continue
-            later = _COME_BACK.get(_code(envelope))
+            later = _COME_BACK.get(code := _code(envelope))
+            if later is not None and code != errand.put_off:
+                errand.put_off = code
+                self._say(f"{self._name(errand)} says {code}; it is asked again later")
             if envelope.from_server or later is not None:
                 errand.posted.remove(question)
                 errand.session = errand.session if errand.posted or later == 0 else ""
                 errand.not_before = time.monotonic() + (later or 0.0)
             elif errand.reply is None:
                 errand.reply = envelope
+
+    def _name(self, errand: _Errand) -> str:
+        return self._name_of(errand.node) or "a hospital"
 
     def _taken(self, errand: _Errand) -> Message | None:
         """The reply of an errand; None where it is not whole yet, or must be asked for again."""
@@ -184,10 +200,11 @@ class DeployedGrid(Grid):
             try:
                 return call()
             except LinkDown as error:
+                self._cuts += isinstance(error, LinkCut)
                 if not told:
                     self._say(f"waiting for the server: {error}")
                     told = True
-                time.sleep(pace(time.monotonic() - began, least=0.2, most=10.0, share=0.2))
+                time.sleep(pace(time.monotonic() - began, least=0.2, most=2.0, share=0.2))
             except LinkRefused as refusal:
                 raise RunLost(str(refusal)) from None
 
@@ -218,17 +235,20 @@ class Deployment:
     note: Path
 
 
-def run_deployed(server_app: ServerApp, at: Deployment, *, largest_reply: int, say: Callable[[str], None]) -> None:
+def run_deployed(
+    server_app: ServerApp, at: Deployment, *, largest_reply: int, say: Callable[[str], None],
+    name_of: Callable[[int], str | None] = lambda node: None,
+) -> None:
     """Drive the ServerApp to its end in a new run of the server's.
 
     Errors: LinkDown where no server runs; RunLost where it gave the run up; what the ServerApp raises.
     """
-    with _open_run(at, largest_reply, say) as grid:
+    with _open_run(at, partial(DeployedGrid, largest_reply=largest_reply, say=say, name_of=name_of)) as grid:
         server_app(grid, Context(grid.run.run_id, flower.SUPERLINK_NODE_ID, node_config={}, state=RecordDict(), run_config={}))
 
 
 @contextlib.contextmanager
-def _open_run(at: Deployment, largest_reply: int, say: Callable[[str], None]) -> Iterator[DeployedGrid]:
+def _open_run(at: Deployment, grid_of: Callable[[RunLine, int], DeployedGrid]) -> Iterator[DeployedGrid]:
     control = ControlLine(at.socket)
     try:
         with held(at.folder / ".claim.lock"):
@@ -240,7 +260,7 @@ def _open_run(at: Deployment, largest_reply: int, say: Callable[[str], None]) ->
         try:
             line.begin()
             with Heartbeat(line.beat, HEARTBEAT_SECONDS):
-                yield DeployedGrid(line, run_id, largest_reply, say)
+                yield grid_of(line, run_id)
         finally:
             line.close()
             _end(control, run_id)

@@ -1,21 +1,33 @@
 """Parts of Flower 1.41 that are not its public interface: messages, what they are made of, and the SuperLink. The HTTP
 clients are in `flower_http.py`; no other file touches any private part."""
 
-from collections.abc import Callable, Iterable
+import json
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.app.message.message import make_message
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.constant import SUPERLINK_NODE_ID, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_body,
+    get_object_head_values_from_object_content,
+    get_object_tree,
+    iterate_object_tree,
+)
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf, make_push_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
@@ -24,8 +36,12 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
     push_objects,
 )
+from flwr.supercore.interceptors.http.utils import add_headers
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.run import Run
+from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import DecodeError
 
 from fedimaging.errors import LinkDown
 
@@ -184,18 +200,85 @@ def read_message(client: Any, node: Node, envelope: Envelope, largest_bytes: int
         found |= wait([part for part in envelope.objects if part != envelope.id])
     except ObjectPullError:
         raise LinkDown("a message is still on its way.") from None
-    return _put_together(envelope, found)
+    return _put_together(envelope, found, largest_bytes)
 
 
-def _put_together(envelope: Envelope, found: dict[str, bytes]) -> Message:
+def _put_together(envelope: Envelope, found: dict[str, bytes], largest_bytes: int) -> Message:
     try:
+        if _unfolded(found) > largest_bytes:
+            raise MessageTooLarge(f"parts that unfold to more than {largest_bytes} bytes")
         message = inflate_object_from_contents(envelope.id, found)
+    except MessageTooLarge:
+        raise
     except Exception as error:  # whatever a hostile sender wrote, in whatever way Flower stumbles over it
         raise ValueError(f"what came is no message: {error!r}") from None
     if not isinstance(message, Message) or not message.has_content():
         raise ValueError("what came is no message with content")
     # The metadata of the head, which the server vouches for: not those inside, which the sender wrote.
     return make_message(metadata=envelope.head.metadata, content=message.content)
+
+
+def _unfolded(contents: Mapping[str, bytes]) -> int:
+    """Bytes of the arrays that these objects make. An array lists its chunks by number, and may list one a million times:
+    a message of one megabyte would fill the memory."""
+    most = 0
+    for content in contents.values():
+        kind, parts, _ = get_object_head_values_from_object_content(content)
+        if kind == Array.__qualname__:
+            order = json.loads(get_object_body(content, Array))["arraychunk_ids"]
+            most += sum(len(contents[parts[place]]) for place in order)
+    return most
+
+
+class VersionedRequests:
+    """Says which Flower is spoken, as Flower's own interceptor does; that one also reads what an error answers, and ends this
+    process where the text asks for it."""
+
+    def __init__(self) -> None:
+        self._headers = dict(RuntimeVersionMetadata.from_local_component("fedimaging").as_metadata())
+
+    def intercept(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
+        """Say it, and go on."""
+        add_headers(context.request, self._headers)
+        return call_next(context)
+
+
+class SignedRequests:
+    """Signs a node's requests as Flower's own interceptor does, with a time half of the server's window (5 minutes) ago: so a
+    hospital's clock may be off by two and a half minutes either way, and not by five seconds one way."""
+
+    def __init__(self, key: EllipticCurvePrivateKey) -> None:
+        self._key, self._public = key, b64encode(public_key_to_bytes(key.public_key())).decode("ascii")
+
+    def intercept(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
+        """Sign, and go on."""
+        moment = (datetime.now(UTC) - timedelta(seconds=TIMESTAMP_TOLERANCE / 2)).isoformat()
+        signature = b64encode(sign_message(self._key, moment.encode("ascii"))).decode("ascii")
+        add_headers(context.request, {
+            FLEET_HTTP_PUBLIC_KEY_HEADER: self._public, TIMESTAMP_HEADER: moment, FLEET_HTTP_SIGNATURE_HEADER: signature,
+        })
+        return call_next(context)
+
+
+def of_its_own(request: bytes) -> bool:
+    """Whether a node's request to post messages holds messages of that node alone.
+
+    Flower 1.41 checks that the node has the key that signed, and that a reply's sender is whom the question went to, but not
+    that these two are one: who knew the id of another hospital's question could answer it in its name.
+    """
+    try:
+        found = PushMessagesRequest.FromString(request)
+    except DecodeError:
+        return False
+    return all(head.metadata.src_node_id == found.node.node_id for head in found.messages_list)
+
+
+def by_the_servers_clock(reply: Message) -> Message:
+    """The reply, dated back, so that one of a hospital whose clock is ahead is not thrown away as expired. It expires when
+    the question does, as it did before."""
+    reply.metadata.created_at -= TIMESTAMP_TOLERANCE
+    reply.metadata.ttl += TIMESTAMP_TOLERANCE
+    return reply
 
 
 def superlink_app(database: Path, secret: bytes) -> "ASGIApp":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedimaging.errors import RunError
-from fedimaging.federated.flower_internals import superlink_app
+from fedimaging.federated.flower_internals import of_its_own, superlink_app
 from fedimaging.keys import fingerprint
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ HOSPITALS_CALLS = frozenset(f"/v1/fleet/{name}" for name in (
 LARGEST_REQUEST = 16 * 2**20
 """Bytes of one request from a hospital; Flower cuts arrays into objects of 5 MiB."""
 
+_POSTS = "/v1/fleet/push-messages"
 _CALLS_AT_ONCE = 4  # SQLite has one writer, and those who wait for it sleep: measured best of 1, 4 and 40 on two cores
 _PAGE_BYTES = 65536
 _IDLE_SECONDS = 75  # hospitals ask every few seconds; a new TLS handshake each time would cost more than the question
 _PUBLIC_KEY = re.compile(r"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.S)
 _TELL_AGAIN_SECONDS, _MOST_STRANGERS = 600.0, 1000
+_LATE_REPLY = "Failed to store Message reply"
 _LONGEST_SOCKET_PATH = 100  # bytes; Linux has room for 107
 
 
@@ -56,13 +58,16 @@ class Listeners:
     key: Path
 
 
-def serve(listeners: Listeners, database: Path, secret: bytes, on_ready: Callable[[], None]) -> None:
+def serve(
+    listeners: Listeners, database: Path, secret: bytes, on_ready: Callable[[], None], on_stranger: Callable[[str], None]
+) -> None:
     """Run the server until SIGTERM or SIGINT. Error: RunError where it cannot listen.
 
-    `on_ready` is called once both listeners answer. A kill loses nothing: hospitals and runs reconnect.
+    `on_ready` is called once both listeners answer; `on_stranger` with the fingerprint of a key that was not let in. A kill
+    loses nothing: hospitals and runs reconnect.
     """
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    logging.getLogger("flwr").addFilter(Strangers())
+    logging.getLogger("flwr").addFilter(Strangers(on_stranger))
     _prepare(database)
     with _private_socket(listeners.socket) as private, _public_socket(listeners) as public:
         asyncio.run(_serve(superlink_app(database, secret), listeners, private, public, on_ready))
@@ -91,7 +96,8 @@ async def _serve(
 
     anyio.to_thread.current_default_thread_limiter().total_tokens = _CALLS_AT_ONCE
     config = partial(
-        uvicorn.Config, log_level="warning", access_log=False, timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=3)
+        uvicorn.Config, log_level="warning", access_log=False, timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=3,
+        ws="none")  # a websocket is a GET, which is answered by 404
     whole = Listener(config(app))
     fleet = Listener(config(
         fleet_only(app), lifespan="off", ssl_certfile=str(listeners.certificate), ssl_keyfile=str(listeners.key)))
@@ -113,14 +119,19 @@ async def _serve(
 
 class Strangers(logging.Filter):
     """Flower's complaint about a key that it did not let in, in our words and with the key's fingerprint; once in ten
-    minutes for each, because a hospital that waits to be admitted tries again for ever."""
+    minutes for each, because a hospital that waits to be admitted tries again for ever. A reply that comes late, which is no
+    fault where networks break, is told in our words too."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_stranger: Callable[[str], None]) -> None:
         super().__init__()
         self._told: dict[str, float] = {}
+        self._on_stranger = on_stranger
 
     def filter(self, record: logging.LogRecord) -> bool:
         """False for what was said already."""
+        if record.getMessage().startswith(_LATE_REPLY):
+            record.args = ()
+            record.msg = "a reply came too late, or twice, and was dropped; a round that waits for it asks the hospital again."
         key = _PUBLIC_KEY.search(record.getMessage())
         if key is None:
             return True
@@ -130,6 +141,8 @@ class Strangers(logging.Filter):
         if len(self._told) >= _MOST_STRANGERS:  # anybody can make keys
             self._told.clear()
         self._told[name] = time.monotonic()
+        with contextlib.suppress(RunError):  # the disk of the server's log is full: hospitals go on all the same
+            self._on_stranger(name)
         record.msg, record.args = (
             "a node with the key %s was not let in: it is not registered (fedimaging server add-site), or it joined from two "
             "places, or again within 20 seconds of a crash.", (name,))
@@ -144,7 +157,8 @@ def _name_of(key: str) -> str:
 
 
 def fleet_only(app: "ASGIApp") -> "ASGIApp":
-    """`app` for strangers: 404 for all but a hospital's calls, 413 for a body above LARGEST_REQUEST."""
+    """`app` for strangers: 404 for all but a hospital's calls, 413 for a body above LARGEST_REQUEST, 403 for messages that
+    are not the hospital's own."""
 
     async def guarded(scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] != "http" or scope["path"] not in HOSPITALS_CALLS or scope["method"] != "POST":
@@ -154,9 +168,38 @@ def fleet_only(app: "ASGIApp") -> "ASGIApp":
         if not told.isdigit() or int(told) > LARGEST_REQUEST:
             await _answer(send, 413)
             return
-        await app(scope, _bounded(receive), send)
+        body = _bounded(receive)
+        if scope["path"] == _POSTS:
+            whole = await _whole(body)
+            if whole is None or not of_its_own(whole):
+                await _answer(send, 403)
+                return
+            body = _again(whole, body)
+        await app(scope, body, send)
 
     return guarded
+
+
+async def _whole(receive: "Receive") -> bytes | None:
+    """A request's body; None where its sender hung up."""
+    read = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        read += message.get("body", b"")
+        if not message.get("more_body"):
+            return read
+
+
+def _again(body: bytes, after: "Receive") -> "Receive":
+    """A body that was read already, for the application to read, and then whatever follows."""
+    waiting = [body]
+
+    async def part() -> "Message":
+        return {"type": "http.request", "body": waiting.pop(), "more_body": False} if waiting else await after()
+
+    return part
 
 
 def _bounded(receive: "Receive") -> "Receive":

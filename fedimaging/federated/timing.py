@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fedimaging.errors import LinkDown, LinkRefused
 
 _SHARE = 0.05
+_ITS_OWN_FAULT = 500  # and above: the server stumbled, which says nothing of who asked
 
 
 def pace(waited_seconds: float, *, least: float, most: float, share: float = _SHARE) -> float:
@@ -40,8 +41,8 @@ class Heartbeat:
                 known = self._beat()
             except LinkDown:
                 continue
-            except LinkRefused:
-                known = False
+            except LinkRefused as refusal:
+                known = refusal.status >= _ITS_OWN_FAULT
             if not known:
                 self.lost.set()
                 return

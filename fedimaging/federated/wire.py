@@ -20,8 +20,8 @@ from fedimaging.spec import EvaluationRelease
 REFUSALS = (
     "bad_message", "message_too_large", "study_not_approved", "wrong_round", "replayed_round", "wrong_shape",
     "weights_not_finite", "no_training_data", "budget_exceeded", "update_not_finite", "update_too_large",
-    "evaluation_not_released", "against_policy", "outside_hours", "stopping", "not_willing", "data", "ledger", "privacy",
-    "run", "site", "study", "error",
+    "evaluation_not_released", "against_policy", "outside_hours", "stopping", "disk_full", "not_willing", "data", "ledger",
+    "privacy", "run", "site", "study", "error",
 )
 """Every code that can leave a hospital."""
 
@@ -187,6 +187,9 @@ def _site_head(content: RecordDict) -> ConfigRecord:
 def _vector(array: Array) -> np.ndarray:
     """Decode one array (NumPy's own format, pickles refused). Error: SiteRefusal("bad_message")."""
     try:
-        return array.numpy()
-    except (ValueError, TypeError, EOFError, OSError):
+        found = array.numpy()
+    except Exception:  # a head may claim any type and any shape, and NumPy stumbles over them in many ways
         raise SiteRefusal("bad_message") from None
+    if not isinstance(found, np.ndarray):  # an archive of arrays
+        raise SiteRefusal("bad_message")
+    return found

@@ -13,6 +13,7 @@ from fedimaging.files import held
 from fedimaging.keys import fingerprint
 from fedimaging.runs.certificates import days_left
 from fedimaging.runs.server_folder import ServerFolder
+from fedimaging.site.audit_log import AuditLog
 
 
 def start(folder: ServerFolder, say: Callable[[str], None]) -> None:
@@ -31,7 +32,8 @@ def start(folder: ServerFolder, say: Callable[[str], None]) -> None:
         say("commands reach it through a socket in its folder; nothing else answers.")
 
     with held(folder.path / ".start.lock", f"a server runs in {str(folder.path)!r} already; stop it first."):
-        serve(listeners, folder.database, folder.secret, ready)
+        log = AuditLog(folder.path / "audit.jsonl")  # one for all strangers: it writes so many lines a minute and no more
+        serve(listeners, folder.database, folder.secret, ready, lambda key: log.write("refused", code="unknown_key", key=key))
         folder.audit("stopped")
 
 

@@ -33,7 +33,7 @@ from fedimaging.training.workbench import Workbench
 
 _REPLY_SLACK = 2**20  # bytes of a reply beside its update: names, metrics, noised totals
 _COME_BACK_SECONDS = 60.0  # a server that was away for a while: so long its hospitals have to come back
-_PASSING = frozenset({"no_reply", "stopping", "outside_hours"})  # not "error": a failed training may have been charged
+_PASSING = frozenset({"no_reply", "stopping", "outside_hours", "disk_full"})  # not "error": a failure may have been charged
 
 
 def run_study(
@@ -113,7 +113,8 @@ class _Serving:
             app = build_server_app(self._federation(bench), state, self._on_round, self._on_end, self._join)
             at = Deployment(self.folder.socket, self.folder.secret, self.folder.path, self.run.path / "flower_run")
             try:
-                run_deployed(app, at, largest_reply=4 * bench.shared_size + _REPLY_SLACK, say=self.view.say)
+                largest = 4 * bench.shared_size + _REPLY_SLACK
+                run_deployed(app, at, largest_reply=largest, say=self.view.say, name_of=self._identify)
             except TooFewReplies as error:
                 self._take_again(error)
             except (RunLost, LinkDown) as error:

@@ -23,10 +23,15 @@ def run_hospital(folder: SiteFolder, say: Callable[[str], None]) -> None:
         signal.signal(number, lambda *_: stop.set())
     logging.getLogger("flwr").setLevel(logging.ERROR)
     settings = folder.settings
+    log = folder.log
+
+    def refused(code: str) -> None:
+        log.write("refused", code=code)
+
     work = Work(
-        app=build_client_app(lambda _, study: open_hospital_site(folder, study, stop=stop.is_set)),
+        app=build_client_app(lambda _, study: open_hospital_site(folder, study, stop=stop.is_set), refused),
         largest_message=lambda: largest_message(folder),
-        refused=lambda code: folder.log.write("refused", code=code),
+        refused=refused,
         say=say,
     )
     in_use = f"site folder {str(folder.path)!r} is run by another process already; two would train its patients twice."

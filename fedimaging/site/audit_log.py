@@ -44,7 +44,7 @@ class AuditLog:
                 return
             facts |= {"unwritten": unwritten} if unwritten else {}
         try:
-            with self._path.open("a+b") as file:
+            with self._path.open("a+b", buffering=0) as file:  # a buffer would write what a full disk refused when it is closed
                 fcntl.flock(file, fcntl.LOCK_EX)
                 self._follow(file)
                 self._append(file, {"event": event, **facts})
@@ -83,8 +83,9 @@ class AuditLog:
         body["hash"] = _hash(body)
         line = json.dumps(body, sort_keys=True).encode() + b"\n"
         try:
-            file.write(line)
-            file.flush()
+            written = 0
+            while written < len(line):
+                written += file.write(line[written:])
             if self._durable:
                 os.fsync(file.fileno())
         except OSError:

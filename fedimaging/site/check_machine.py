@@ -18,7 +18,7 @@ from fedimaging.training.workbench import resolve_device
 
 _LEAST_DISK_GB = 1.0
 _LEAST_MEMORY_GB = 2.0  # PyTorch and MONAI alone take a third of this
-_CLOCK_SECONDS = 120.0  # the server refuses a hospital whose clock is five minutes off
+_CLOCK_SECONDS = 120.0  # the server refuses a hospital whose clock is two and a half minutes off
 _SOON_DAYS = 30
 _PATIENCE_SECONDS = 10.0
 
@@ -132,5 +132,5 @@ def _clock(theirs: str | None, ours: float) -> Finding:
     if abs(ahead) <= _CLOCK_SECONDS:
         return Finding("clock", True, "agrees with the server's to two minutes")
     off = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
-    why = "the server lets nobody in who is five minutes off, and a year's budget is counted by it"
+    why = "the server lets nobody in who is two and a half minutes off, and a year's budget is counted by it"
     return Finding("clock", False, f"{off}; set it (NTP): {why}")

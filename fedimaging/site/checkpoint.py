@@ -25,6 +25,7 @@ from fedimaging.files import write_whole
 from fedimaging.training.local import AfterStep, Progress
 
 _LEAST_SECONDS = 1.0  # between checkpoints, and before the first
+_SIMULATED = 15  # so many times as long in a simulation, where no patient is charged for what is lost
 _SHARE = 0.05  # of the time goes into checkpoints, at most
 _COUNT = struct.Struct("<qq")
 _OPTIMIZER = "optimizer/"
@@ -43,8 +44,9 @@ class Kept:
 class Checkpoint:
     """The checkpoint of one study at one hospital: at most one round is under way."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, simulated: bool = False) -> None:
         self._file, self._count = folder / "progress.npz", folder / "steps.count"
+        self._least = _LEAST_SECONDS * (_SIMULATED if simulated else 1)
 
     def find(self, round: int, weights: np.ndarray) -> Kept | None:
         """What is kept of this round from these weights; None where nothing is, or it cannot be read."""
@@ -71,7 +73,7 @@ class Checkpoint:
         number = -1 if entry is None else entry
         if resumed is not None:
             self._write_count(number, resumed.progress.steps)
-        due, kept = time.monotonic() + _LEAST_SECONDS, resumed is not None
+        due, kept = time.monotonic() + self._least, resumed is not None
 
         def after_step(steps: int, progress: Callable[[], Progress]) -> None:
             nonlocal due, kept
@@ -79,7 +81,7 @@ class Checkpoint:
             if stopping or time.monotonic() >= due:
                 began = time.monotonic()
                 self._keep(round, weights, number, progress())
-                due, kept = time.monotonic() + max(_LEAST_SECONDS, (time.monotonic() - began) / _SHARE), True
+                due, kept = time.monotonic() + max(self._least, (time.monotonic() - began) / _SHARE), True
             if kept:
                 self._write_count(number, steps)
             if stopping:

@@ -4,10 +4,12 @@ The server's instruction holds a study fingerprint, a round and weights. Everyth
 clip, noise, budget) comes from the hospital's own copy of the study and its own policy.
 """
 
+import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fedimaging.aggregation.mean import l2_norm
-from fedimaging.errors import PrivacyError, SiteRefusal
+from fedimaging.errors import LedgerError, PrivacyError, RunError, SiteRefusal
 from fedimaging.files import write_whole
 from fedimaging.privacy.accounting import bound_for, epsilon, epsilon_rdp
 from fedimaging.privacy.budget import Budget, Charge
@@ -39,6 +41,8 @@ from fedimaging.training.evaluate import Evaluated, evaluate
 from fedimaging.training.local import train_locally
 from fedimaging.training.workbench import SiteRecords, Workbench
 
+_LEAST_ROOM = 2**20  # bytes: what ledger and log may need for a round …
+_VECTORS = 8  # … and so many times the model: release, checkpoint with moments, each beside the one it replaces
 _EVALUATION = "/evaluation"  # ends the name under which the ledger books a noised evaluation
 
 
@@ -87,7 +91,7 @@ class Site:
         self.fingerprint = self.study.fingerprint
         self.log = AuditLog(self.folder / "audit.jsonl", durable=self.durable)
         self.local = LocalState(self._state, self.bench)
-        self._checkpoint = Checkpoint(self._state)
+        self._checkpoint = Checkpoint(self._state, simulated=not self.durable)
         self._opened_ledger: Ledger | None = None
 
     def train(self, instruction: TrainInstruction) -> SiteUpdate:
@@ -104,15 +108,18 @@ class Site:
         self._check_policy(self.train_records.n_patients)
         self._check_declared()
         digest = hashlib.sha256(instruction.weights.tobytes()).hexdigest() if self.plan else ""
-        release = self._released_before(instruction.round, digest)
-        if release is None:
-            if not within(self.policy.train_hours, datetime.now()):
-                raise SiteRefusal("outside_hours", "asked to train outside the hours of this hospital's policy.")
-            release = self._train_and_charge(instruction, digest)
-        self.log.write(
-            "released", study=self.fingerprint, round=instruction.round, bytes=release.delta.nbytes,
-            norm=l2_norm(release.delta), epsilon=release.epsilon,
-        )
+        with self._room():
+            release = self._released_before(instruction.round, digest)
+            if release is None:
+                if not within(self.policy.train_hours, datetime.now()):
+                    raise SiteRefusal("outside_hours", "asked to train outside the hours of this hospital's policy.")
+                release = self._train_and_charge(instruction, digest)
+            if unfit := self._unfit(release.delta):
+                raise SiteRefusal(unfit)
+            self.log.write(
+                "released", study=self.fingerprint, round=instruction.round, bytes=release.delta.nbytes,
+                norm=l2_norm(release.delta), epsilon=release.epsilon,
+            )
         return SiteUpdate(self.name, instruction.round, release.delta)
 
     def evaluate(self, instruction: TrainInstruction, *, final: bool) -> SiteEvaluation:
@@ -126,13 +133,14 @@ class Site:
         mode, round = self.policy.release_evaluation, instruction.round
         if mode == "none":
             raise SiteRefusal("evaluation_not_released")
-        if mode == "noised":
-            reply = noised_reply(self.name, round, self._noised_totals(instruction))
-        else:
+        with self._room():
             if self.one_question:
                 LastQuestion(self._state).check(round, instruction.weights)
-            reply = plain_release(self.name, round, self._evaluated(instruction, final=final), self.policy, final=final)
-        self.log.write("evaluated", study=self.fingerprint, round=round, release=mode, bytes=size_of(reply))
+            if mode == "noised":
+                reply = noised_reply(self.name, round, self._noised_totals(instruction))
+            else:
+                reply = plain_release(self.name, round, self._evaluated(instruction, final=final), self.policy, final=final)
+            self.log.write("evaluated", study=self.fingerprint, round=round, release=mode, bytes=size_of(reply))
         return reply
 
     def privacy_spent(self) -> PrivacySpent | None:
@@ -187,6 +195,23 @@ class Site:
         if reasons:
             raise SiteRefusal("against_policy", f"the study is against this hospital's policy: {'; '.join(reasons)}.")
 
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Refuse before anything is charged where the disk is full, and with the same code where it fills up meanwhile: who
+        asked will ask again, and a server that asked for ever would use up no budget. Error: SiteRefusal."""
+        self._check_room()
+        try:
+            yield
+        except (RunError, LedgerError, OSError):
+            self._check_room()
+            raise
+
+    def _check_room(self) -> None:
+        needed = _LEAST_ROOM + _VECTORS * self.bench.initial.nbytes
+        for folder in (self.folder, self._state):
+            if shutil.disk_usage(folder).free < needed:
+                raise SiteRefusal("disk_full", f"less than {needed / 1e6:.0f} MB are free in {str(folder)!r}; free some space.")
+
     def _train_and_charge(self, instruction: TrainInstruction, digest: str) -> "_Release":
         round, weights = instruction.round, instruction.weights
         kept = self._checkpoint.find(round, weights)
@@ -202,11 +227,11 @@ class Site:
             after_step=self._checkpoint.watch(round, weights, entry.id if entry else None, self.stop, kept),
         )
         delta = self.local.split(result.end, round) - weights
-        self._check_release(delta)
         release = _Release(delta, entry.epsilon if entry else None)
         if entry is not None:
+            # Also where it may not leave: a server that asked for it again and again would use up the hospital's budget.
             self._keep_release(round, digest, release)
-            self._ledger().settle(entry.id, result.steps, released={"update": delta.nbytes})
+            self._ledger().settle(entry.id, result.steps, released=None if self._unfit(delta) else {"update": delta.nbytes})
         self._checkpoint.drop()
         noise = self.noise_for(round).name if self.plan else "none"
         self.log.write("trained", study=self.fingerprint, round=round, steps=result.steps, noise=noise, resumed=kept is not None)
@@ -262,18 +287,18 @@ class Site:
             self._opened_ledger = self.open_ledger(self.folder / "ledger.sqlite")
         return self._opened_ledger
 
-    def _check_release(self, delta: np.ndarray) -> None:
+    def _unfit(self, delta: np.ndarray) -> str:
+        """The code with which an update is not released; empty where it may leave."""
         norm = l2_norm(delta)
         if not math.isfinite(norm):
-            raise SiteRefusal("update_not_finite")
-        if norm > self.policy.maximum_update_norm:
-            raise SiteRefusal("update_too_large")
+            return "update_not_finite"
+        return "update_too_large" if norm > self.policy.maximum_update_norm else ""
 
     def _key(self, round: int) -> str:
         return f"{self.arm}/{self.study.seed}/{self.name}/{round}"
 
     def _released_before(self, round: int, digest: str) -> "_Release | None":
-        """The update already released for this round and these weights: sending it again costs no privacy."""
+        """The update already made for this round and these weights: sending it again costs no privacy."""
         path = self._state / "release.npz"
         if self.plan is None or not path.exists():
             return None
@@ -297,7 +322,7 @@ class Site:
 
 @dataclass(frozen=True)
 class _Release:
-    """An update that may leave, float32 (P,), and the epsilon of all charges with it; None without privacy."""
+    """An update, float32 (P,), and the epsilon of all charges with it; None without privacy."""
 
     delta: np.ndarray
     epsilon: float | None

@@ -47,7 +47,8 @@ def evaluate(
 
 def predict(bench: Workbench, records: SiteRecords, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(outputs, targets, losses (B,)) batch by batch, in the order of the records, with the weights now loaded."""
-    bench.model.eval()
+    if bench.model.training:
+        bench.model.eval()  # until training asks for the other mode
     network = bench.network(records)
     size = batch or max(1, min(256, 8_000_000 // max(1, int(np.prod(records.dataset.images.shape[1:])) * 8)))
     with torch.inference_mode():
@@ -56,7 +57,6 @@ def predict(bench: Workbench, records: SiteRecords, batch: int | None = None) ->
             y = records.targets(places, bench.task.kind).to(bench.device)
             outputs = network(bench.placed(records.inputs(places)))
             yield outputs, y, bench.task.losses(outputs, y)
-    bench.model.train()
 
 
 def _per_scan(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-from fedimaging.errors import LinkDown, LinkRefused
+from fedimaging.errors import LinkCut, LinkDown, LinkRefused
 from fedimaging.federated import deployed_grid, wire
 from fedimaging.federated.deployed_grid import DeployedGrid, RunLost, thin_fab
 from fedimaging.federated.flower_http import NodeState
@@ -138,7 +138,8 @@ def test_after_the_deadline_those_that_answered_count_and_messages_expire_with_i
     assert [ttl for _, ttl in line.posted] == [30.0] * 3
 
 
-@pytest.mark.parametrize(("code", "again"), [("stopping", False), ("outside_hours", True), ("budget_exceeded", None)])
+@pytest.mark.parametrize(("code", "again"), [
+    ("stopping", False), ("outside_hours", True), ("disk_full", True), ("budget_exceeded", None)])
 def test_some_refusals_mean_later(code: str, again: bool | None) -> None:
     def refuses_once(message: Message) -> Message:
         if len(line.posted) > 1:
@@ -152,6 +153,36 @@ def test_some_refusals_mean_later(code: str, again: bool | None) -> None:
     else:  # who stops is asked again when he is back, who sleeps is asked again later
         assert sources(replies) == ([11] if again else [])
         assert len(line.posted) == (2 if again else 1)
+
+
+@pytest.mark.parametrize(("error", "posted"), [(LinkCut("died with it"), 2), (LinkDown("not reached"), 1)])
+def test_a_reply_that_may_have_got_lost_with_the_servers_answer_is_asked_for_again(error: LinkDown, posted: int) -> None:
+    line = FakeLine({11: "a"}, {11: answers})
+    original, troubles = line.replies, [error]
+
+    def lossy(message_ids: dict[str, object]) -> list[Envelope]:
+        if not troubles:
+            return original(message_ids)
+        if isinstance(error, LinkCut):
+            line.waiting.clear()
+        raise troubles.pop()
+
+    line.replies = lossy  # type: ignore[method-assign]
+    assert sources(sends(line, 11)) == [11]
+    assert len(line.posted) == posted
+
+
+def test_the_operator_reads_who_is_asked_again_and_why() -> None:
+    def refuses_twice(message: Message) -> Message:
+        code = "disk_full" if len(line.posted) < 3 else ""
+        return Message(wire.write_refusal("h", code), reply_to=message) if code else answers(message)
+
+    line, said = FakeLine({11: "a"}, {11: refuses_twice}), list[str]()
+    grid = DeployedGrid(line, 1, 1000, said.append, {11: "north"}.get)  # type: ignore[arg-type]
+    content = RecordDict({"weights": ArrayRecord({"weights": Array(np.zeros(2, np.float32))})})
+    assert sources(list(grid.send_and_receive([Message(content, 11, "train")]))) == [11]
+    assert said == ["north says disk_full; it is asked again later"]
+    assert len(line.posted) == 3
 
 
 def test_a_reply_whose_parts_were_lost_is_asked_for_again_and_one_on_its_way_is_waited_for() -> None:

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, generate_private_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fedimaging.errors import LinkDown, LinkRefused, LinkUntrusted, RunError
+from fedimaging.errors import LinkCut, LinkDown, LinkRefused, LinkUntrusted, RunError
 from fedimaging.federated import flower_http, flower_internals
 from fedimaging.federated.deployed_grid import thin_fab
 from fedimaging.federated.flower_http import HEARTBEAT_SECONDS, ControlLine, FleetLine, RunLine, acquire_run
@@ -288,11 +289,11 @@ def test_the_servers_metadata_count_and_not_what_a_message_says_inside() -> None
     (envelope,) = flower_internals.envelopes([posted.head], [posted.tree])
     envelope.head.metadata.__dict__["_dst_node_id"] = 6
     contents = {key: part.deflate() for key, part in posted.parts.items()}
-    message = flower_internals._put_together(envelope, contents)
+    message = flower_internals._put_together(envelope, contents, 2**21)
     assert message.metadata.dst_node_id == 6
     assert message.metadata.run_id == 7
     with pytest.raises(ValueError, match="no message"):
-        flower_internals._put_together(envelope, {})
+        flower_internals._put_together(envelope, {}, 2**21)
 
 
 def canned(*responses: httpx.Response | Exception) -> httpx.Client:
@@ -311,15 +312,18 @@ def canned(*responses: httpx.Response | Exception) -> httpx.Client:
     ("response", "error", "words"),
     [
         (httpx.ConnectError("[Errno 111] Connection refused"), LinkDown, "refused"),
-        (httpx.ReadTimeout(""), LinkDown, "ReadTimeout"),
+        (httpx.ReadTimeout(""), LinkCut, "ReadTimeout"), (httpx.ReadError("reset"), LinkCut, "reset"),
         (httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), LinkUntrusted, "not to be trusted"),
-        (httpx.Response(503), LinkDown, "503"),
+        (httpx.Response(503), LinkCut, "503"),
         (httpx.Response(302, headers={"location": "https://elsewhere"}), LinkRefused, "302"),
         (httpx.Response(401, text="no", headers={"date": "Mon, 23 Nov 2020 10:00:00 GMT"}), LinkRefused, "clock is .* off"),
         (httpx.Response(401, text="no"), LinkRefused, "HTTP 401.*no$"),
-        (httpx.Response(200, content=iter([b"x" * flower_http.LARGEST_RESPONSE, b"x"])), MessageTooLarge, "an answer"),
-        (httpx.Response(200, content=iter([b"x"]), headers={"content-encoding": "gzip"}), MessageTooLarge, "packed"),
-        (httpx.Response(200, content=b"\xff\xff\xff"), ValueError, "protobuf"),
+        (httpx.Response(200, content=iter([b"x" * flower_http.LARGEST_HEADS, b"x"])), LinkDown, "no answer: an answer"),
+        (httpx.Response(200, content=iter([b"x"]), headers={"content-encoding": "gzip"}), LinkDown, "packed"),
+        (httpx.Response(200, content=b"\xff\xff\xff"), LinkDown, "protobuf"),
+        (httpx.Response(401, headers={"date": "Mon, 23 Nov 2020 10:00:00 -0000"}), LinkRefused, "HTTP 401"),
+        (httpx.Response(401, content=b"a\r\n\x1b[31mb"), LinkRefused, "a   .31mb$"),
+        (httpx.Response(401, content=b"no", headers={"content-type": "text/plain; charset=zlib_codec"}), LinkRefused, "no$"),
     ],
 )
 def test_what_a_hospital_makes_of_what_comes_back(
@@ -328,6 +332,64 @@ def test_what_a_hospital_makes_of_what_comes_back(
     monkeypatch.setattr(flower_http, "_over_tls", lambda _: canned(response))
     with pytest.raises(error, match=words):
         FleetLine("server:1", SOCKET, generate_private_key(SECP384R1())).activate()
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("refused"), httpx.ConnectTimeout("")])
+def test_what_never_left_is_not_taken_for_lost(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flower_http, "_over_tls", lambda _: canned(error))
+    with pytest.raises(LinkDown) as caught:
+        FleetLine("server:1", SOCKET, generate_private_key(SECP384R1())).activate()
+    assert not isinstance(caught.value, LinkCut)
+
+
+@pytest.mark.parametrize(("seconds", "welcome"), [(140.0, True), (-140.0, True), (170.0, False), (-170.0, False)])
+def test_a_hospitals_clock_may_be_off_by_two_and_a_half_minutes_either_way(
+    seconds: float, welcome: bool, server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Off(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Off":
+            return super().now(tz) + timedelta(seconds=seconds)
+
+    line = FleetLine("server:1", SOCKET, registered())
+    monkeypatch.setattr(flower_internals, "datetime", Off)
+    if welcome:
+        line.activate()
+        assert line.beat()
+        line.deactivate()
+    else:
+        with pytest.raises(LinkRefused) as refused:
+            line.activate()
+        assert refused.value.status == 401
+
+
+def test_a_reply_by_a_clock_that_is_ahead_has_not_expired(run: tuple[RunLine, int]) -> None:
+    line, hospital = run[0], joined()
+    (message_id,) = line.push([question(hospital._node.node_id)])  # to be answered within a minute
+    envelope = hospital.next()
+    assert envelope is not None
+    reply = answer(envelope.head)
+    reply.metadata.created_at += 120
+    reply.metadata.ttl -= 120
+    hospital.reply(flower_internals.by_the_servers_clock(reply), 0.0)
+    assert not line.replies([message_id])[0].from_server
+    hospital.deactivate()
+
+
+def test_a_message_is_there_though_the_server_did_not_hear_so(
+    run: tuple[RunLine, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, hospital = run[0], joined()
+    line.push([question(hospital._node.node_id, 300_000)])
+    envelope = hospital.next()
+    assert envelope is not None
+
+    def lost(_: object) -> None:
+        raise httpx.ReadTimeout("")
+
+    monkeypatch.setattr(hospital._client, "ConfirmMessageReceived", lost)
+    assert hospital.fetch(envelope, 16 * 2**20).content.array_records["weights"]["weights"].shape == (300_000,)
+    hospital.deactivate()
 
 
 def test_an_authority_that_cannot_be_read_is_said(tmp_path: Path) -> None:

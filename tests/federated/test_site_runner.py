@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedimaging.errors import LedgerError, LinkDown, LinkRefused, LinkUntrusted, RunError
+from fedimaging.errors import LedgerError, LinkCut, LinkDown, LinkRefused, LinkUntrusted, RunError
 from fedimaging.federated import site_runner, wire
 from fedimaging.federated.flower_internals import Envelope, MessageGone, MessageTooLarge, take_server_identity
 from fedimaging.federated.site_runner import Joining, Work, run_site
@@ -169,6 +169,13 @@ def test_a_broken_network_costs_time_and_nothing_else(ran: Callable[..., Ran]) -
     assert done.said.count("no route") == 4  # told once each time it begins
 
 
+def test_somebody_elses_certificate_is_in_the_log_once_each_time_it_is_met(ran: Callable[..., Ran]) -> None:
+    bad = LinkUntrusted("somebody else answers")
+    done = ran(activate=[bad, bad, bad], next=[waiting(), bad, waiting()], reply=[LinkDown("away"), bad]).go()
+    assert done.answers() == ["update", "update"]
+    assert done.codes == ["server_untrusted"] * 2
+
+
 def test_a_run_that_ended_meanwhile_is_let_go(ran: Callable[..., Ran]) -> None:
     ended = LinkRefused(403, "not running")
     done = ran(next=[waiting(), waiting(), waiting()], fetch=[ended], reply=[ended]).go()
@@ -179,6 +186,24 @@ def test_a_hospital_that_the_server_forgot_joins_again(ran: Callable[..., Ran]) 
     done = ran(next=[LinkRefused(401, "who are you"), waiting()], deactivate=[LinkDown("gone")]).go()
     assert done.line.called.count("activate") == 2
     assert done.answers() == ["update"]
+
+
+@pytest.mark.parametrize(("error", "joined"), [(LinkCut("cut off"), 2), (LinkDown("no route"), 1)])
+def test_a_message_that_may_have_got_lost_with_an_answer_is_got_by_joining_anew(
+    error: LinkDown, joined: int, ran: Callable[..., Ran]
+) -> None:
+    done = ran(next=[error, error, None, waiting()]).go()
+    assert done.line.called.count("activate") == joined
+    assert done.line.called.count("deactivate") == joined
+    assert done.answers() == ["update"]
+
+
+def test_what_was_trained_is_kept_while_the_clock_is_wrong(ran: Callable[..., Ran]) -> None:
+    wrong = LinkRefused(401, "no; this machine's clock is +600 s off the server's, set it")
+    done = ran(next=[waiting()], reply=[wrong, wrong]).go()
+    assert done.answers() == ["update"]
+    assert [text for text in done.said if "clock is +600 s off" in text] == [done.said[1]]
+    assert done.said[-1] == "the server is there again."
 
 
 @pytest.mark.parametrize("step", ["activate", "next", "fetch", "reply"])

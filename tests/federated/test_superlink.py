@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.node_pb2 import Node
 
 from fedimaging.errors import RunError
 from fedimaging.federated import superlink
@@ -55,7 +57,22 @@ def ask(path: str, method: str = "POST", parts: Iterable[bytes] = (b"x",), lengt
     "confirm-message-received",
 ])
 def test_a_hospitals_calls_pass(name: str) -> None:
-    assert ask(f"/v1/fleet/{name}") == 200
+    assert ask(f"/v1/fleet/{name}", parts=[] if name == "push-messages" else [b"x"]) == 200
+
+
+@pytest.mark.parametrize(("senders", "status"), [((7,), 200), ((7, 7), 200), ((8,), 403), ((7, 8), 403), ((0,), 403)])
+def test_a_hospital_posts_its_own_messages_and_nobody_elses(senders: tuple[int, ...], status: int) -> None:
+    posted = PushMessagesRequest(node=Node(node_id=7))
+    for sender in senders:
+        posted.messages_list.add().metadata.src_node_id = sender
+    body = posted.SerializeToString()
+    assert ask("/v1/fleet/push-messages", parts=[body[:5], body[5:]]) == status
+
+
+def test_what_is_no_post_is_not_passed_on() -> None:
+    assert ask("/v1/fleet/push-messages", parts=[b"\xff\xff\xff"]) == 403
+    part = b"x" * LARGEST_REQUEST
+    assert ask("/v1/fleet/push-messages", parts=[part, b"x"]) == 403
 
 
 @pytest.mark.parametrize("path", [
@@ -85,7 +102,8 @@ def test_a_body_that_does_not_say_is_cut_off() -> None:
 
 def test_a_key_that_is_not_let_in_is_named_once_by_its_fingerprint(tmp_path: Path) -> None:
     keys = [make_key(tmp_path / f"{k}.key", tmp_path / f"{k}.pub") for k in range(2)]
-    strangers = superlink.Strangers()
+    noted: list[str] = []
+    strangers = superlink.Strangers(noted.append)
 
     def said(text: str) -> str | None:
         record = logging.LogRecord("flwr", logging.ERROR, "", 1, text, (), None)
@@ -97,9 +115,22 @@ def test_a_key_that_is_not_let_in_is_named_once_by_its_fingerprint(tmp_path: Pat
         assert text.startswith(f"a node with the key {fingerprint(key)} was not let in")
     assert said(f"Attempted again: {keys[0].encode()!r}") is None
     assert said("something else") == "something else"
+    late = said("Failed to store Message reply: The message it replies to with message_id 95be does not exist or has expired")
+    assert late is not None
+    assert late.startswith("a reply came too late, or twice")
+    assert noted == [fingerprint(key) for key in keys]
     nonsense = said("-----BEGIN PUBLIC KEY-----%s-----END PUBLIC KEY-----")
     assert nonsense is not None
     assert "(unreadable)" in nonsense
+
+
+def test_a_log_that_cannot_be_written_lets_the_server_go_on(tmp_path: Path) -> None:
+    def full(_: str) -> None:
+        raise RunError("no space left")
+
+    key = make_key(tmp_path / "k.key", tmp_path / "k.pub")
+    record = logging.LogRecord("flwr", logging.ERROR, "", 1, f"public key: {key.encode()!r}", (), None)
+    assert superlink.Strangers(full).filter(record)
 
 
 def test_a_new_database_is_this_users_with_large_pages_and_an_old_one_is_left_alone(tmp_path: Path) -> None:

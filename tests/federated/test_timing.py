@@ -14,7 +14,7 @@ def test_the_longer_the_wait_the_rarer_the_question() -> None:
 
 
 def test_a_heart_bears_silence_and_stops_when_it_is_not_known() -> None:
-    answers = iter([True, LinkDown("away"), True, False])
+    answers = iter([True, LinkDown("away"), LinkRefused(500, "database is locked"), False])
     beats = []
 
     def beat() -> bool:

@@ -1,3 +1,6 @@
+import io
+import pickle
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -52,6 +55,19 @@ def test_anything_else_is_refused(content: RecordDict) -> None:
     with pytest.raises(SiteRefusal) as caught:
         wire.read_instruction(content)
     assert caught.value.code == "bad_message"
+
+
+def test_bytes_that_are_no_array_are_refused() -> None:
+    heads = [b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }" % claimed for claimed in (10**10, 10**17, 10**25)]
+    claims = [b"\x93NUMPY\x01\x00" + bytes([len(head), 0]) + head for head in heads]
+    archive = io.BytesIO()
+    np.savez(archive, weights=WEIGHTS)
+    for data in (*claims, archive.getvalue(), b"", pickle.dumps(WEIGHTS)):
+        record = wire.write_instruction(TrainInstruction("x", 1, WEIGHTS))
+        record["weights"] = ArrayRecord({"weights": Array("float32", (4,), "numpy.ndarray", data)})
+        with pytest.raises(SiteRefusal) as caught:
+            wire.read_instruction(record)
+        assert caught.value.code == "bad_message"
 
 
 def test_an_update_carries_no_counts_losses_or_metrics() -> None:

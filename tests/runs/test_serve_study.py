@@ -77,7 +77,10 @@ def _carried(
     attempts = iter(faults)
     client = build_client_app(lambda context, _: open_simulated_site(simulated, int(context.node_config["partition-id"])))
 
-    def run(app: Any, at: Deployment, *, largest_reply: int, say: Callable[[str], None]) -> None:
+    def run(
+        app: Any, at: Deployment, *, largest_reply: int, say: Callable[[str], None], name_of: Callable[[int], str | None]
+    ) -> None:
+        assert name_of(2) == "hospital_02"
         fault = next(attempts, None)
 
         def drop(message: Message) -> bool:

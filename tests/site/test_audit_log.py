@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -110,6 +111,25 @@ def test_a_full_disk_leaves_whole_lines_and_is_told(tmp_path: Path, monkeypatch:
             log.write("y")
     assert len(read(path)) == 1
     assert path.read_bytes().endswith(b"\n")
+    log.write("z")
+    assert [event["event"] for event in read(path)] == ["x", "z"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_a_disk_that_takes_part_of_a_line_leaves_a_log_that_goes_on(share: float, tmp_path: Path) -> None:
+    """A real short write, by the system's own limit of a file's size."""
+    path = tmp_path / "a.jsonl"
+    log = AuditLog(path)
+    log.write("x")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(path.stat().st_size * (1 + share)), before[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(RunError, match="cannot be written"):
+                log.write("y")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [event["event"] for event in read(path)] == ["x"]
     log.write("z")
     assert [event["event"] for event in read(path)] == ["x", "z"]
 

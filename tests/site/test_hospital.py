@@ -1,13 +1,15 @@
 """A hospital opened from its folder: the same numbers as a simulation, and its own files stand above every message."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fedimaging.errors import BudgetExceeded, DataError, SiteError, SiteRefusal
+from fedimaging.errors import BudgetExceeded, DataError, RunError, SiteError, SiteRefusal
 from fedimaging.runs import hospitals
 from fedimaging.site import approvals, audit_log
 from fedimaging.site.folder import SiteFolder
@@ -52,20 +54,24 @@ def refused(folder: SiteFolder, fingerprint: str) -> str:
     return caught.value.code
 
 
-@pytest.mark.parametrize("privacy", [{}, None], ids=["private", "plain"])
-def test_the_same_study_in_a_simulation_gives_the_same_plan_and_bits(privacy: Any, root: Path, tmp_path: Path) -> None:
-    path = study_file(tmp_path / "study.yaml", **({"privacy": None} if privacy is None else {}))
+FIXED_STAGE = {"model": {"name": "wavelet_net", "options": {}}}
+
+
+@pytest.mark.parametrize("blocks", [{}, {"privacy": None}, FIXED_STAGE], ids=["private", "plain", "fixed stage"])
+def test_the_same_study_in_a_simulation_gives_the_same_plan_and_bits(blocks: Any, root: Path, tmp_path: Path) -> None:
+    path = study_file(tmp_path / "study.yaml", **blocks)
     folder = hospital(tmp_path / "north", root, path, allow_simulated_noise=True, without_privacy=True)
     study = load(path, [f"data.root={root}"])
     assert study.fingerprint == load(path).fingerprint
     hospitals.make_federation(study, hospitals.load_data(study), tmp_path / "run", "cpu").save()
     simulated, real = open_simulated_site(tmp_path / "run", 0), opened(folder, path)
     assert (simulated.name, simulated.plan) == (real.name, real.plan)
+    assert (real.train_records.features is not None) == (real.test_records.features is not None) == (blocks is FIXED_STAGE)
     for round in (1, 2):
         np.testing.assert_array_equal(simulated.train(ask(simulated, round)).delta, real.train(ask(real, round)).delta)
     assert real.noise_for(1).name == "simulated"
     noise = [event.get("noise") for event in audit_log.read(folder.audit_file)]
-    assert noise.count("none" if privacy is None else "simulated") == 2
+    assert noise.count("none" if "privacy" in blocks else "simulated") == 2
 
 
 def test_a_hospital_uses_secure_noise_unless_its_policy_says_otherwise(root: Path, study: Path, tmp_path: Path) -> None:
@@ -168,6 +174,42 @@ def test_who_opts_out_between_rounds_is_not_used_from_the_next_round_on(
     assert events(folder).count("left_out_changed") == 2
 
 
+def test_a_full_disk_refuses_before_anything_is_charged_and_charges_a_round_that_it_cuts_short_once(
+    root: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, free = hospital(tmp_path / "north", root, study, release_evaluation="metrics"), [0]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    site = opened(folder, study)
+    for work in (lambda: site.train(ask(site)), lambda: site.evaluate(ask(site), final=False)):
+        with pytest.raises(SiteRefusal) as caught:
+            work()
+        assert caught.value.code == "disk_full"
+    assert steps(folder) == 0
+
+    def fill(*_: Any) -> None:
+        free[0] = 0
+        raise RunError("no space left")
+
+    free[0] = 10**9
+    with monkeypatch.context() as patch:
+        patch.setattr(site, "_keep_release", fill)
+        for _ in range(3):  # it is asked again and again
+            with pytest.raises(SiteRefusal) as caught:
+                site.train(ask(site))
+            assert caught.value.code == "disk_full"
+    assert steps(folder) == 2
+    free[0] = 10**9
+    site.train(ask(site))
+    assert steps(folder) == 4
+
+    def fail(*_: Any) -> None:
+        raise RunError("another fault")
+
+    monkeypatch.setattr(site, "_keep_release", fail)
+    with pytest.raises(RunError, match="another fault"):
+        site.train(ask(site, 2))
+
+
 def test_consent_comes_before_any_file_is_opened(study: Path, tmp_path: Path) -> None:
     root = pictures(tmp_path / "data", consent=["no" if number in (0, 12) else "yes" for number in range(30)])
     (root / "0.png").write_bytes(b"not to be opened")
@@ -202,6 +244,34 @@ def test_a_round_is_evaluated_with_one_model_only(root: Path, study: Path, tmp_p
             site.evaluate(ask(site, round, shift), final=False)
         assert caught.value.code == "replayed_round"
     assert events(folder).count("evaluated") == 3
+
+
+def test_a_noised_evaluation_too_is_of_one_model_a_round_and_charged_once(root: Path, study: Path, tmp_path: Path) -> None:
+    folder = hospital(tmp_path / "north", root, study, release_evaluation="noised")
+    site = opened(folder, study)
+    site.evaluate(ask(site, 1), final=False)
+    for shift in (0.1, 0.2, 0.3):
+        with pytest.raises(SiteRefusal) as caught:
+            site.evaluate(ask(site, 1, shift), final=False)
+        assert caught.value.code == "replayed_round"
+    site.evaluate(ask(site, 1), final=False)
+    assert steps(folder) == 1
+
+
+def test_weights_that_make_an_update_too_long_cost_one_round_however_often_they_come(root: Path, tmp_path: Path) -> None:
+    path = study_file(tmp_path / "study.yaml", training={"weight_decay": 0.5})
+    folder = hospital(tmp_path / "north", root, path)
+    site = opened(folder, path)
+    for shift, code in ((1e6, "update_too_large"), (1e6, "update_too_large"), (2e6, "replayed_round"), (0.0, "replayed_round")):
+        with pytest.raises(SiteRefusal) as caught:
+            site.train(ask(site, 1, shift))
+        assert caught.value.code == code
+        assert steps(folder) == 2
+    assert "released" not in events(folder)
+    assert "released" not in [row.kind for row in folder.ledger().rows()]
+    set_policy(folder, maximum_update_norm=1e9)
+    assert opened(folder, path).train(ask(site, 1, 1e6)).delta.size == site.bench.shared_size
+    assert steps(folder) == 2
 
 
 def test_a_hospital_that_the_study_does_not_name_takes_no_part(root: Path, study: Path, tmp_path: Path) -> None:
