@@ -3,9 +3,7 @@ messages, and pushes what he likes into the real SuperLink."""
 
 import contextlib
 import hashlib
-import io
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
+from flwr.cli.build import build_fab_from_files
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.proto.runtime_pb2 import PushAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
@@ -196,11 +195,8 @@ def main(grid, context):
     mark("server called")
 """
     project = (
-        '[project]\nname = "evil"\nversion = "1.0.0"\n[tool.flwr.app]\npublisher = "evil"\n[tool.flwr.app.components]\n'
+        '[project]\nname = "evil"\nversion = "1.0.0"\ndependencies = ["flwr>=1.41.0"]\n[tool.flwr.app]\npublisher = "evil"\n[tool.flwr.app.components]\n'
         'serverapp = "evil.app:server"\nclientapp = "evil.app:client"\n[tool.flwr.app.config]\n'
     )
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name, text in (("pyproject.toml", project), ("evil/__init__.py", ""), ("evil/app.py", source)):
-            archive.writestr(zipfile.ZipInfo(name), text)
-    return packed.getvalue()
+    files = {"pyproject.toml": project.encode(), "evil/__init__.py": b"", "evil/app.py": source.encode()}
+    return build_fab_from_files(files)[0]  # as `flwr build` does, with the list of hashes that Flower's node asks for
