@@ -195,7 +195,8 @@ def main(grid, context):
     mark("server called")
 """
     project = (
-        '[project]\nname = "evil"\nversion = "1.0.0"\ndependencies = ["flwr>=1.41.0"]\n[tool.flwr.app]\npublisher = "evil"\n[tool.flwr.app.components]\n'
+        '[project]\nname = "evil"\nversion = "1.0.0"\ndependencies = ["flwr>=1.41.0"]\n'
+        '[tool.flwr.app]\npublisher = "evil"\n[tool.flwr.app.components]\n'
         'serverapp = "evil.app:server"\nclientapp = "evil.app:client"\n[tool.flwr.app.config]\n'
     )
     files = {"pyproject.toml": project.encode(), "evil/__init__.py": b"", "evil/app.py": source.encode()}
