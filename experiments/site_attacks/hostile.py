@@ -91,7 +91,7 @@ class Operator:
             answer = self.answer_to(post())
             if answer.source != SUPERLINK_NODE_ID:
                 break
-            time.sleep(1.0)
+            time.sleep(2 * HEARTBEAT_SECONDS)  # the server knows again that it is there
         return answer
 
     def answer_to(self, message_id: str) -> Answer:
