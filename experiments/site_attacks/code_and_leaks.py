@@ -64,8 +64,8 @@ def _fetched(scene: Scene) -> bool:
 
 
 def stock_node(scene: Scene) -> Try:
-    """The control: Flower's own node, at the same line, with a registered key of its own, asked in the same run. The very
-    attack that a hospital of ours does not notice writes its file there."""
+    """The control: Flower's own node, at the same line, with a registered key of its own, asked in the same run. It asks for
+    the code that a hospital of ours never asks for (and starts a process for it)."""
     stage = scene.stage
     key = read_private(stage.folder / STOCK / "keys" / "node.key")
     path = stage.server.path / "stock.key"
@@ -79,9 +79,7 @@ def stock_node(scene: Scene) -> Try:
     stage.until(lambda: scene.operator.online(STOCK), "Flower's own node")
     scene.operator.ask(scene.operator.node(STOCK), ("train", instruction("f" * 64, 1, weights_of(scene))))
     fetched = any(call.path.endswith("get-fab") for call in stage.tap.calls[before:])
-    ran = len(list(marks_of(stage).glob("*"))) if marks_of(stage).exists() else 0
-    got = "fetched, and ran" if fetched and ran else f"fetched: {fetched}, files: {ran}"
-    return Try("the same run and message, to Flower's own node", "fetched, and ran", got)
+    return Try("the same run and message, to Flower's own node: it asks for the code", "yes", "yes" if fetched else "no")
 
 
 def patient_in_an_error(scene: Scene) -> Sequence[Try]:

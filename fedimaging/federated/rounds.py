@@ -90,6 +90,7 @@ def run_round(grid: Grid, federation: Federation, nodes: Mapping[str, int], stat
         mean.add(update.delta, federation.public_weights[update.site])
         done.append(update.site)
         federation.progress("trained", {"round": number, "site": update.site, "done": len(done), "of": len(chosen)})
+        del update  # or it would be held while the next hospital trains
     if mean.count < spec.minimum_replies:
         codes = ", ".join(f"{site}: {code}" for site, code in sorted(refused.items())[:5])
         raise TooFewReplies(
@@ -173,10 +174,14 @@ def _updates(
         site = names.get(reply.metadata.src_node_id, "")
         waiting.discard(site)
         try:
-            yield checked_update(reply, site, instruction, federation.maximum_update_norm)
+            update = checked_update(reply, site, instruction, federation.maximum_update_norm)
         except SiteRefusal as refusal:
             refused[site] = refusal.code
             federation.progress("refused", {"round": instruction.round, "site": site, "code": refusal.code})
+            continue
+        del reply  # nobody holds an update, or the message it came in, while the next hospital trains
+        yield update
+        del update
     refused.update(dict.fromkeys(waiting, "no_reply"))
 
 

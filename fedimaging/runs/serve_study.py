@@ -105,7 +105,7 @@ class _Serving:
         self.run.write_study(self.study)
         facts = self._facts()
         self.folder.audit("run_began", study=self.study.fingerprint, name=self.study.name, rounds_done=len(self.run.rounds()))
-        start = bench.initial[bench.shared]
+        start = bench.start
         down_since = None
         while self.ended is None:
             state = self.run.load_state(first_state(self.study, start), self.study.federation.rounds)

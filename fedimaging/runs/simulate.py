@@ -117,7 +117,7 @@ def _train(run: _Run, federation: SimulatedFederation, label: str, tracker: Trac
     """Train one federation to its end, from its last checkpoint; the server's side of a run."""
     folder = RunDir(federation.folder)
     federation.save()
-    state = folder.load_state(first_state(run.study, run.bench.initial[run.bench.shared]), run.study.federation.rounds)
+    state = folder.load_state(first_state(run.study, run.bench.start), run.study.federation.rounds)
     run.view.arm(label, state.round)
     ends: list[_Arm] = []
 
@@ -204,7 +204,7 @@ def _local_models(run: _Run) -> list[LocalModel]:
         run.view.say(f"local only: {model.site} {'refused: ' + model.refused if model.refused else 'trained alone'}")
 
     app = build_local_only_app(
-        _public(run, federation), run.bench.initial[run.bench.shared], at_once=2 * run.workers, on_site=on_site
+        _public(run, federation), run.bench.start, at_once=2 * run.workers, on_site=on_site
     )
     _carry(run, app, federation)
     return models

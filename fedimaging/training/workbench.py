@@ -61,6 +61,11 @@ class Workbench:
         """Length of the vector that travels."""
         return int(self.shared.sum())
 
+    @property
+    def start(self) -> np.ndarray:
+        """The first vector that travels (P,), not to be written to: the initial network where it is shared."""
+        return self.initial if self._all_shared else self.initial[self.shared]
+
     def features_of(self, dataset: Dataset) -> np.ndarray | None:
         """What enters the last layer for each scan, where that layer alone trains and scans are not augmented."""
         if self.last_layer is None or self.training.augment is not None:
