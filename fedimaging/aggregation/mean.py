@@ -47,7 +47,9 @@ class StreamingMean:
         self.count += 1
 
     def result(self) -> np.ndarray:
-        """The mean (P,) in float64. Error: nothing was added."""
+        """The mean (P,) in float64, which ends the sum: it is divided in place. Error: nothing was added."""
         if self._sum is None:
             raise FedimagingError("no update was added, so there is no mean.")
-        return self._sum / self._weight
+        mean, self._sum = self._sum, None
+        mean /= self._weight
+        return mean

@@ -15,6 +15,8 @@ from fedimaging.spec import Spec
 
 Moments = dict[str, np.ndarray]
 
+_BLOCK = 2**16
+
 
 class ServerOptimizerSpec(Spec):
     """`fedprox` differs from `fedavg` at the hospitals only (`proximal_mu`)."""
@@ -66,7 +68,14 @@ def first_moments(spec: ServerOptimizerSpec, size: int) -> Moments:
 def server_step(
     weights: np.ndarray, mean_update: np.ndarray, moments: Moments, spec: ServerOptimizerSpec
 ) -> tuple[np.ndarray, Moments]:
-    """One server step. `weights` float32 (P,), `mean_update` float64 (P,); returns float32 weights and new moments."""
-    moments = dict(moments)
-    step, _ = SERVER_OPTIMIZERS[spec.algorithm]
-    return step(weights.astype(np.float64), mean_update, moments, spec).astype(np.float32), moments
+    """One server step. `weights` float32 (P,), `mean_update` float64 (P,); returns float32 weights and new moments. Block by
+    block, so that a large network needs no further copies of itself."""
+    step, names = SERVER_OPTIMIZERS[spec.algorithm]
+    stepped, after = np.empty(weights.shape, np.float32), {name: np.empty(weights.shape) for name in names}
+    for first in range(0, len(weights), _BLOCK):
+        here = slice(first, first + _BLOCK)
+        part = {name: moments[name][here] for name in names}
+        stepped[here] = step(weights[here].astype(np.float64), mean_update[here], part, spec)
+        for name in names:
+            after[name][here] = part[name]
+    return stepped, after

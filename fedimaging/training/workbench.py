@@ -102,7 +102,7 @@ class Workbench:
 
     def load(self, vector: np.ndarray) -> None:
         """Copy a full vector (V,) into the network."""
-        flat = torch.from_numpy(np.ascontiguousarray(vector)).to(self.device)
+        flat = torch.from_numpy(np.require(vector, requirements=("C", "W"))).to(self.device)  # what came by message is read-only
         with torch.no_grad():
             pieces: list[Tensor] = [piece for _, piece in self._pieces(flat)]
             torch._foreach_copy_(list[Tensor](self._trainable), pieces)

@@ -9,8 +9,11 @@ def test_weighted_mean() -> None:
     mean = StreamingMean()
     mean.add(np.array([1.0, 0.0], np.float32), 1.0)
     mean.add(np.array([4.0, 8.0], np.float32), 3.0)
-    np.testing.assert_allclose(mean.result(), [13 / 4, 6.0])
-    assert mean.result().dtype == np.float64
+    found = mean.result()
+    np.testing.assert_allclose(found, [13 / 4, 6.0])
+    assert found.dtype == np.float64
+    with pytest.raises(FedimagingError):  # the sum is over: what was the sum is the mean now
+        mean.result()
 
 
 def test_order_of_adding_is_the_only_thing_that_moves_the_last_bits() -> None:
