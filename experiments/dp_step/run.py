@@ -153,8 +153,9 @@ def _verdict(rows: dict[str, dict[str, object]]) -> str:
     ratios = {mode: float(str(row["ratio"])) for mode, row in rows.items() if "ratio" in row and mode != "plain"}
     ours = {mode: ratio for mode, ratio in ratios.items() if not mode.startswith("opacus_")}
     theirs = [ratio for mode, ratio in ratios.items() if mode.startswith("opacus_")]
-    best = min(ours, key=ours.__getitem__)
-    return f"auto: {best} x{ours[best]:.2f}; best of Opacus " + (f"x{min(theirs):.2f}" if theirs else "fails")
+    best = min(ours, key=ours.__getitem__, default="")
+    auto = f"{best} x{ours[best]:.2f}" if best else "none of these engines"
+    return f"auto: {auto}; best of Opacus {f'x{min(theirs):.2f}' if theirs else 'fails'}"
 
 
 def main() -> None:

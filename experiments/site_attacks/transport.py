@@ -23,6 +23,7 @@ from tap import Line
 from fedimaging.errors import FedimagingError, LinkRefused, LinkUntrusted, SiteRefusal
 from fedimaging.federated import wire
 from fedimaging.federated.flower_http import FleetLine
+from fedimaging.federated.flower_internals import SUPERLINK_NODE_ID
 from fedimaging.federated.rounds import checked_update
 from fedimaging.keys import fingerprint, make_key, public_text, read_private
 from fedimaging.results import SiteUpdate
@@ -246,8 +247,10 @@ def forged_reply(scene: Scene) -> Sequence[Try]:
             reply = Message(forged, reply_to=question)
             reply.metadata.__dict__["_src_node_id"] = source
             outcomes.append(_status(lambda reply=reply: liar.reply(reply, 0.0)))  # type: ignore[misc]
-        early = operator.line.replies([asked])
+        early = [reply for reply in operator.line.replies([asked]) if not reply.from_server]
     own = operator.answer_to(asked)
+    if own.source == SUPERLINK_NODE_ID:  # the hospital joined anew meanwhile, whereby Flower loses a message
+        own = operator.ask(victim, ("query", wire.write_enrolment(stage.study.fingerprint)))[0]
     tries = [
         Try("a reply to the hospital's message, from the liar's node and from the hospital's", "none arrived",
             "none arrived" if not early else f"{len(early)} arrived"),
