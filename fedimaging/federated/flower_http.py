@@ -1,4 +1,4 @@
-"""Flower 1.41's protocol over HTTP, as far as we speak it: the second of the two files that touch Flower's private parts.
+"""Flower 1.41's protocol over HTTP, as far as we speak it: the second of the files that touch Flower's private parts.
 
 Three lines to one server. FleetLine: a hospital, with its own key, over TLS. ControlLine and RunLine: the operator and a
 study's run, over a Unix socket that only the server's own user can open. Each call is tried once; who tries again, and
@@ -42,6 +42,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from fedimaging.errors import LinkCut, LinkDown, LinkRefused, LinkUntrusted, RunError
 from fedimaging.federated import flower_internals as flower
 from fedimaging.federated.flower_internals import Envelope, MessageTooLarge
+from fedimaging.federated.flower_requests import SignedRequests, VersionedRequests
 
 LARGEST_RESPONSE = 16 * 2**20
 """Bytes of one HTTP answer that are read; Flower cuts arrays into objects of 5 MiB."""
@@ -107,7 +108,7 @@ def _client(
     bound: Callable[[httpx.Response], None] = _bound,
 ) -> _Client:
     """Flower's client for one of its APIs over an httpx client of ours: bounded answers, no redirects, no cookies."""
-    client = kind(url, interceptors=[flower.VersionedRequests(), *interceptors], verify=False)
+    client = kind(url, interceptors=[VersionedRequests(), *interceptors], verify=False)
     client._client.close()
     http.event_hooks = {"response": [bound]}
     http.headers["accept-encoding"] = "identity"
@@ -194,7 +195,7 @@ class FleetLine:
     def __init__(self, address: str, ca: Path, key: EllipticCurvePrivateKey) -> None:
         public = key.public_key()
         self._public = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        guard = flower.SignedRequests(key)
+        guard = SignedRequests(key)
         self._client = _client(FleetHttpClient, f"https://{address}", _over_tls(ca), [guard], _bound_hospitals)
         self._node = Node()
 

@@ -1,26 +1,22 @@
 """Parts of Flower 1.41 that are not its public interface: messages, what they are made of, and the SuperLink. The HTTP
-clients are in `flower_http.py`; no other file touches any private part."""
+clients are in `flower_http.py`, the headers of their requests in `flower_requests.py`; no other file touches any private part."""
 
 import json
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.app.message.message import make_message
-from flwr.common.constant import SUPERLINK_NODE_ID, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+from flwr.common.constant import SUPERLINK_NODE_ID, TIMESTAMP_TOLERANCE
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_body,
@@ -36,10 +32,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
     push_objects,
 )
-from flwr.supercore.interceptors.http.utils import add_headers
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.run import Run
-from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import DecodeError
 
@@ -228,36 +221,6 @@ def _unfolded(contents: Mapping[str, bytes]) -> int:
             order = json.loads(get_object_body(content, Array))["arraychunk_ids"]
             most += sum(len(contents[parts[place]]) for place in order)
     return most
-
-
-class VersionedRequests:
-    """Says which Flower is spoken, as Flower's own interceptor does; that one also reads what an error answers, and ends this
-    process where the text asks for it."""
-
-    def __init__(self) -> None:
-        self._headers = dict(RuntimeVersionMetadata.from_local_component("fedimaging").as_metadata())
-
-    def intercept(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
-        """Say it, and go on."""
-        add_headers(context.request, self._headers)
-        return call_next(context)
-
-
-class SignedRequests:
-    """Signs a node's requests as Flower's own interceptor does, with a time half of the server's window (5 minutes) ago: so a
-    hospital's clock may be off by two and a half minutes either way, and not by five seconds one way."""
-
-    def __init__(self, key: EllipticCurvePrivateKey) -> None:
-        self._key, self._public = key, b64encode(public_key_to_bytes(key.public_key())).decode("ascii")
-
-    def intercept(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
-        """Sign, and go on."""
-        moment = (datetime.now(UTC) - timedelta(seconds=TIMESTAMP_TOLERANCE / 2)).isoformat()
-        signature = b64encode(sign_message(self._key, moment.encode("ascii"))).decode("ascii")
-        add_headers(context.request, {
-            FLEET_HTTP_PUBLIC_KEY_HEADER: self._public, TIMESTAMP_HEADER: moment, FLEET_HTTP_SIGNATURE_HEADER: signature,
-        })
-        return call_next(context)
 
 
 def of_its_own(request: bytes) -> bool:

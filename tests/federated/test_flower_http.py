@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurv
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedimaging.errors import LinkCut, LinkDown, LinkRefused, LinkUntrusted, RunError
-from fedimaging.federated import flower_http, flower_internals
+from fedimaging.federated import flower_http, flower_internals, flower_requests
 from fedimaging.federated.deployed_grid import thin_fab
 from fedimaging.federated.flower_http import HEARTBEAT_SECONDS, ControlLine, FleetLine, RunLine, acquire_run
 from fedimaging.federated.flower_internals import MessageGone, MessageTooLarge, superlink_app
@@ -352,7 +352,7 @@ def test_a_hospitals_clock_may_be_off_by_two_and_a_half_minutes_either_way(
             return super().now(tz) + timedelta(seconds=seconds)
 
     line = FleetLine("server:1", SOCKET, registered())
-    monkeypatch.setattr(flower_internals, "datetime", Off)
+    monkeypatch.setattr(flower_requests, "datetime", Off)
     if welcome:
         line.activate()
         assert line.beat()
