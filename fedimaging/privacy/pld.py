@@ -20,8 +20,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.fft import irfft, next_fast_len, rfft
-from scipy.special import gammaln, ndtr
 
 TAIL = 1e-15  # mass that a composition may push to infinity
 REACH = 10.0  # standard deviations kept on each side; 8e-24 lies beyond
@@ -141,6 +139,8 @@ def _draws(step: Step) -> tuple[np.ndarray, np.ndarray, float]:
     k = np.arange(scans + 1)
     if q == 1:
         return np.array([scans]), np.array([1.0]), 0.0
+    from scipy.special import gammaln  # here, because SciPy takes a third of a second and 17 MB
+
     log_weights = gammaln(scans + 1) - gammaln(k + 1) - gammaln(scans - k + 1) + k * math.log(q)
     weights = np.exp(log_weights + (scans - k) * math.log1p(-q))
     kept = (weights > 1e-25) | (k <= 1)
@@ -185,6 +185,8 @@ def _where(loss: np.ndarray, sigma: float, counts: np.ndarray, weights: np.ndarr
 def _normal_mass(z: np.ndarray) -> np.ndarray:
     """Standard normal mass between neighbours of increasing z, each from the tail where it is exact."""
     low, high = z[:-1], z[1:]
+    from scipy.special import ndtr
+
     return np.where(low > 0, ndtr(-low) - ndtr(-high), ndtr(high) - ndtr(low))
 
 
@@ -206,6 +208,8 @@ def _connect(first: int, grid: float, p: np.ndarray, q: np.ndarray) -> Losses:
 def _compose(parts: list[tuple[Losses, int]]) -> Losses:
     """The sum of independent losses: a product of spectra, on a window that holds all but TAIL of the mass."""
     window = _window(parts)
+    from scipy.fft import irfft, next_fast_len, rfft
+
     length = next_fast_len(max(window.size, *(len(losses.probs) for losses, _ in parts)), real=True)
     spectrum = np.ones(length // 2 + 1, dtype=np.complex128)
     for losses, times in parts:
