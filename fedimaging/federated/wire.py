@@ -202,4 +202,6 @@ def _view(array: Array) -> np.ndarray:
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.hasobject or (fortran and len(shape) > 1) or min(shape, default=0) < 0:
         raise ValueError("not an array of numbers, row by row")
-    return np.frombuffer(array.data, dtype, math.prod(shape), file.tell()).reshape(shape)
+    if len(array.data) != file.tell() + math.prod(shape) * dtype.itemsize:
+        raise ValueError("not as many bytes as the head says")
+    return np.frombuffer(array.data, dtype, offset=file.tell()).reshape(shape) if math.prod(shape) else np.empty(shape, dtype)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedimaging.aggregation.mean import StreamingMean
+from fedimaging.aggregation.mean import StreamingMean, l2_norm
 from fedimaging.errors import FedimagingError
 
 
@@ -46,3 +46,10 @@ def test_bad_weights_are_refused(weight: float) -> None:
 def test_nothing_added_is_an_error() -> None:
     with pytest.raises(FedimagingError, match="no update"):
         StreamingMean().result()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**15, 2 * 2**15 + 5])
+def test_the_norm_of_a_vector_of_any_length(size: int) -> None:
+    vector = np.full(size, 3.0, np.float32)
+    assert l2_norm(vector) == pytest.approx(3.0 * size**0.5, rel=1e-12)
+    assert np.isnan(l2_norm(np.append(vector, np.nan).astype(np.float32)))

@@ -47,3 +47,18 @@ def test_every_optimizer_keeps_float32_and_changes_nothing_it_was_given(algorith
     assert weights.dtype == np.float32
     for name, value in before.items():
         np.testing.assert_array_equal(moments[name], value)
+
+
+@pytest.mark.parametrize("algorithm", sorted(SERVER_OPTIMIZERS))
+def test_a_large_network_steps_as_its_parts_do(algorithm: str) -> None:
+    spec, size = ServerOptimizerSpec(algorithm=algorithm), 2**16 + 3  # one block, and a little of the next
+    draw = np.random.default_rng(0)
+    weights, update = draw.normal(size=size).astype(np.float32), draw.normal(size=size)
+    moments = first_moments(spec, size)
+    whole, after = server_step(weights, update, moments, spec)
+    for part in (slice(0, 1000), slice(1000, size)):
+        stepped, kept = server_step(weights[part], update[part], {name: m[part] for name, m in moments.items()}, spec)
+        np.testing.assert_array_equal(whole[part], stepped)
+        assert kept.keys() == after.keys()
+        for name in kept:
+            np.testing.assert_array_equal(after[name][part], kept[name])

@@ -70,6 +70,42 @@ def test_bytes_that_are_no_array_are_refused() -> None:
         assert caught.value.code == "bad_message"
 
 
+def _raw(head: bytes, body: bytes = np.zeros(6, np.float32).tobytes(), version: bytes = b"\x01\x00") -> Array:
+    length = len(head).to_bytes(2 if version[0] == 1 else 4, "little")
+    return Array("float32", (6,), "numpy.ndarray", b"\x93NUMPY" + version + length + head + body)
+
+
+_HEAD = b"{'descr': '<f4', 'fortran_order': %s, 'shape': %s, }"
+
+
+def test_weights_are_read_where_they_lie_and_cannot_be_written_to() -> None:
+    array = _raw(_HEAD % (b"False", b"(6,)"))
+    content = _with(weights=ArrayRecord({"weights": array}))
+    weights = wire.read_instruction(content).weights
+    assert weights.shape == (6,)
+    assert not weights.flags.writeable
+    assert weights.base is not None
+    assert np.shares_memory(weights, np.frombuffer(array.data, np.uint8))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        _raw(_HEAD % (b"True", b"(2, 3)")),
+        _raw(_HEAD % (b"False", b"(-1,)")),
+        _raw(_HEAD % (b"False", b"(-2, -3)")),
+        _raw(_HEAD % (b"False", b"(5,)")),
+        _raw(_HEAD % (b"False", b"(7,)")),
+        _raw(_HEAD % (b"False", b"(6,)"), version=b"\x02\x00"),
+    ],
+    ids=["column by column", "negative", "twice negative", "too many bytes", "too few bytes", "another version"],
+)
+def test_arrays_that_are_not_what_numpy_saves_are_refused(array: Array) -> None:
+    with pytest.raises(SiteRefusal) as caught:
+        wire.read_instruction(_with(weights=ArrayRecord({"weights": array})))
+    assert caught.value.code == "bad_message"
+
+
 def test_an_update_carries_no_counts_losses_or_metrics() -> None:
     content = wire.write_update(SiteUpdate("h1", 3, WEIGHTS))
     assert {name: set(record) for name, record in content.items()} == {"site": {"site", "round"}, "update": {"update"}}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -233,3 +234,20 @@ def test_a_hospital_killed_in_a_round_goes_on_and_is_charged_only_for_what_ran_a
     assert 1 <= again < steps - before
     assert audit_log.read(folder.audit_file)[-2]["resumed"] is True
     np.testing.assert_array_equal(site.train(TrainInstruction(fingerprint, 1, site.bench.initial)).delta, update.delta)
+
+
+@pytest.mark.parametrize(("simulated", "first"), [(False, 1), (True, 15)])
+def test_a_simulation_keeps_its_progress_less_often(
+    simulated: bool, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_LEAST_SECONDS", 1.0)
+    seconds = iter(range(10**6))  # a step takes a second
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    progress = local.Progress(1, np.zeros(3, np.float32), {})
+    after_step = checkpoint.Checkpoint(tmp_path, simulated=simulated).watch(
+        1, np.zeros(3, np.float32), None, lambda: False, None)
+    steps = 0
+    while not (tmp_path / "progress.npz").exists():
+        steps += 1
+        after_step(steps, lambda: progress)
+    assert steps == first
