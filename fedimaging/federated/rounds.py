@@ -22,7 +22,7 @@ from fedimaging.errors import RunError, SiteRefusal
 from fedimaging.federated import wire
 from fedimaging.results import RoundResult, SiteEvaluation, SiteUpdate
 from fedimaging.site.site import TrainInstruction
-from fedimaging.study.schema import Study
+from fedimaging.study.schema import FederationSpec, Study
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,16 @@ def run_round(grid: Grid, federation: Federation, nodes: Mapping[str, int], stat
         done.append(update.site)
         federation.progress("trained", {"round": number, "site": update.site, "done": len(done), "of": len(chosen)})
         del update  # or it would be held while the next hospital trains
-    if mean.count < spec.minimum_replies:
+    needed = min(spec.minimum_replies, len(chosen))  # a baseline has one trainer; a study with fewer hospitals is refused before
+    if mean.count < needed:
         codes = ", ".join(f"{site}: {code}" for site, code in sorted(refused.items())[:5])
         raise TooFewReplies(
-            f"round {number}: {mean.count} of {len(chosen)} hospitals sent an update, at least {spec.minimum_replies} "
+            f"round {number}: {mean.count} of {len(chosen)} hospitals sent an update, at least {needed} "
             f"are needed ({codes}); see the audit log of these hospitals.", refused,
         )
     update_mean = mean.result()
     weights, moments = server_step(state.weights, update_mean, state.moments, spec)
-    recent = (*state.recent, weights)[-spec.average_last :] if spec.average_last > 1 else ()
-    new = ServerState(number, weights, moments, recent)
+    new = ServerState(number, weights, moments, _recent(state, weights, spec))
     trained = time.monotonic()
     evaluations = _evaluate_if_due(grid, federation, nodes, new)
     result = RoundResult(
@@ -117,6 +117,14 @@ def run_round(grid: Grid, federation: Federation, nodes: Mapping[str, int], stat
     return new, result, evaluations
 
 
+def _recent(state: ServerState, weights: np.ndarray, spec: FederationSpec) -> tuple[np.ndarray, ...]:
+    """What the final model is the mean of: the last models, or the one running mean; nothing where neither is asked for."""
+    if spec.model_ema > 0:
+        before = state.recent[0] if state.recent else weights
+        return (before + np.float32(1 - spec.model_ema) * (weights - before),)
+    return (*state.recent, weights)[-spec.average_last :] if spec.average_last > 1 else ()
+
+
 def _mean_of(federation: Federation, round: int, asked: int) -> StreamingMean | PrivateMean:
     if federation.mean_for is not None:
         return federation.mean_for(round, asked)
@@ -126,7 +134,8 @@ def _mean_of(federation: Federation, round: int, asked: int) -> StreamingMean | 
 
 
 def final_weights(state: ServerState) -> np.ndarray:
-    """The model to keep: the last round's, or the mean of the last `average_last` rounds' (free post-processing)."""
+    """The model to keep: the last round's, the mean of the last `average_last` rounds', or the running mean with decay
+    `model_ema` (Polyak and Juditsky 1992; post-processing, so free)."""
     if not state.recent:
         return state.weights
     mean: np.ndarray = np.stack(state.recent).mean(axis=0, dtype=np.float64)

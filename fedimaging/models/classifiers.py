@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Positive = Annotated[int, Ge(1)]
+NotNegative = Annotated[int, Ge(0)]
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
 
 
@@ -36,14 +37,18 @@ def small_cnn(
     )
 
 
-def wavelet_net(layout: Layout, *, scales: Positive = 3, angles: Positive = 8, grid: Positive = 4) -> "nn.Module":
-    """Fixed wavelet features and one trained layer: 802 parameters for two classes; 2-D. See `wavelets.WaveletNet`."""
+def wavelet_net(
+    layout: Layout, *, scales: Positive = 3, angles: Positive = 8, grid: Positive = 4, components: NotNegative = 0
+) -> "nn.Module":
+    """Fixed wavelet features and one trained layer: 802 parameters for two classes; 2-D. With `components`, which a weights
+    file of `fedimaging pretrain` must bring, the layer sees so many of their whitened components: 2 * (components + 1)
+    parameters. See `wavelets.WaveletNet`."""
     from fedimaging.models.wavelets import WaveletNet
 
     if layout.dims != 2:
         rule = "has 3 sides, but wavelet_net is 2-D"
         raise StudyError(bad_value("image_size", list(layout.image_size), rule, "use small_cnn"))
-    return WaveletNet(layout.in_channels, layout.out_channels, layout.image_size, scales, angles, grid)
+    return WaveletNet(layout.in_channels, layout.out_channels, layout.image_size, scales, angles, grid, components)
 
 
 def densenet(

@@ -36,6 +36,11 @@ class ModelSpec(Spec):
         check_options(self.name, self.options)
         if self.norm == "frozen" and self.weights is None:
             raise ValueError("norm 'frozen' uses the running statistics of a weights file: give weights or norm 'group'")
+        if self.options.get("components") and self.weights is None:
+            raise ValueError(
+                f"options.components={self.options['components']} needs the components themselves: give weights, a file that "
+                "`fedimaging pretrain` made from public or generated images"
+            )
         if self.weights_sha256 is not None and self.weights is None:
             raise ValueError("weights_sha256 is given without weights: give the file too")
         return self

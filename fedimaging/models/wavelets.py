@@ -2,7 +2,8 @@
 
 With few patients and a small epsilon, features that need no training beat learnt ones (Tramèr and Boneh 2021,
 Differentially Private Learning Needs Better Features): the noise then falls on a few hundred weights.
-Nothing here is learnt from or fitted to patients; the constants come from the formulae and from generated noise images.
+Nothing here is learnt from or fitted to patients; the constants come from the formulae and from generated noise images,
+and, where `components` are asked for, from public or generated images by way of a weights file (`fedimaging pretrain`).
 """
 
 import math
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fedimaging.errors import StudyError, bad_value
 
 _FLOOR = 1e-2
 _NORM = 2.0
@@ -21,28 +24,64 @@ class WaveletNet(nn.Module):
     octaves; the logarithm of their modulus, averaged over a `grid` x `grid` of cells, beside the cell means of the
     image; one linear layer. 2-D, any number of channels (each filtered by itself).
 
-    The feature vector has a norm near 2, so that with a clip norm of 1 most gradients are near their bound.
+    The feature vector has a norm near 2, so that with a clip norm of 1 most gradients are near their bound. With
+    `components` above 0 the layer sees so many whitened principal components of the features instead, scaled to that norm:
+    directions that all images share no longer use up the clip, and fewer numbers meet the noise. Which directions, the
+    buffers `centre` (F,) and `projection` (F, components) say; `fit_components` sets them.
     """
 
+    FITTED = ("centre", "projection")
     offset: Tensor
+    centre: Tensor
+    projection: Tensor
 
     def __init__(
-        self, in_channels: int, out_channels: int, image_size: tuple[int, ...], scales: int, angles: int, grid: int
+        self, in_channels: int, out_channels: int, image_size: tuple[int, ...], scales: int, angles: int, grid: int,
+        components: int = 0,
     ) -> None:
         super().__init__()
-        self.scales, self.grid = scales, grid
+        self.scales, self.grid, self.components = scales, grid, components
         for scale in range(scales):
             self.register_buffer(f"filters_{scale}", _gabor_filters(scale, angles))
         size = in_channels * grid**2 * (1 + scales * angles)
         self.register_buffer("offset", torch.zeros(size // in_channels))
         self.offset.copy_(self._channel_features(_noise_images(image_size)).mean(0))
-        self.head = nn.Linear(size, out_channels)
+        if components > size:
+            rule = f"is above the {size} wavelet features of {in_channels} channel(s)"
+            raise StudyError(bad_value("model.options.components", components, rule, "lower it"))
+        if components:
+            self.register_buffer("centre", torch.zeros(size))
+            self.register_buffer("projection", torch.eye(size, components))
+        self.head = nn.Linear(components or size, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, K)."""
+        features = self._features(x)
+        if not self.components:
+            return self.head(features * (_NORM / math.sqrt(self.head.in_features)))
+        return self.head(_NORM * F.normalize((features - self.centre) @ self.projection))
+
+    def fit_components(self, images: Tensor, ridge: float = 0.03) -> None:
+        """Set `centre` and `projection` from images (N, C, H, W) of nobody who is to be protected, N above `components`.
+
+        Directions of the largest variance, each divided by its deviation; `ridge` (a share of the largest variance) is
+        added to each variance, so that directions the images hardly use are not blown up. Error: StudyError.
+        """
+        if len(images) <= self.components:
+            rule = f"images are too few for {self.components} components"
+            raise StudyError(bad_value("number of images", len(images), rule, "give more images, or lower components"))
+        with torch.no_grad():
+            features = torch.cat([self._features(part) for part in images.split(64)]).double()
+        centre = features.mean(0)
+        variances, directions = torch.linalg.eigh((features - centre).T @ (features - centre) / (len(images) - 1))
+        variances, directions = variances.flip(0)[: self.components], directions.flip(1)[:, : self.components]
+        self.centre.copy_(centre)
+        self.projection.copy_(directions / (variances + ridge * variances[0]).sqrt())
+
+    def _features(self, x: Tensor) -> Tensor:
+        # (B, C, H, W) -> (B, F)
         batch, channels = x.shape[:2]
-        features = self._channel_features(x.reshape(batch * channels, 1, *x.shape[2:])) - self.offset
-        return self.head(features.reshape(batch, -1) * (_NORM / math.sqrt(self.head.in_features)))
+        return (self._channel_features(x.reshape(batch * channels, 1, *x.shape[2:])) - self.offset).reshape(batch, -1)
 
     def _channel_features(self, x: Tensor) -> Tensor:
         # (N, 1, H, W) -> (N, grid^2 (1 + scales angles)), the logarithms doubled to weigh like the cell means.

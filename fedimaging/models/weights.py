@@ -24,7 +24,7 @@ def load_weights(model: nn.Module, path: str, *, sha256: str | None, norm_statis
 
     A head of another number of classes keeps its random start; a first convolution for 3 colours is summed for 1 (a
     grey image then gives what its three equal copies would). Everything else must be there in its shape; with
-    norm_statistics, so must running means and variances.
+    norm_statistics, so must running means and variances; so must the buffers that the network names in `FITTED`.
     Error: StudyError naming the file and what is wrong.
     """
     content = _read(Path(path))
@@ -36,6 +36,7 @@ def load_weights(model: nn.Module, path: str, *, sha256: str | None, norm_statis
     own: dict[str, Tensor] = dict(model.named_parameters())
     if norm_statistics:
         own |= {k: v for k, v in model.named_buffers() if k.endswith(_STATISTICS[:2])}
+    own |= {k: v for k, v in model.named_buffers() if k in getattr(model, "FITTED", ())}
     fitted = {name: _fit(given[name], own[name]) for name in own if name in given}
     lacking = [n for n in own if n not in head and (n not in fitted or fitted[n].shape != own[n].shape)]
     if lacking:

@@ -27,6 +27,8 @@ class DpPlan:
     / denominator, with denominator = sample_rate * n_units, whatever was drawn. `engine` and `memory_mb` say how the
     sum is computed and change nothing else. `scans_per_patient`, for unit "record" only: the declared upper bound of
     records of one patient here, by which the claim can be read for a whole patient; None where nobody declared one.
+    `noise_share`: below 1 only in a simulation of an ideal secure sum, where the other hospitals add the rest of the
+    noise; the charge then is that of the sum.
     """
 
     unit: str
@@ -40,6 +42,7 @@ class DpPlan:
     engine: str = "auto"
     memory_mb: float | None = None
     scans_per_patient: int | None = None
+    noise_share: float = 1.0
 
     @property
     def denominator(self) -> float:
@@ -127,5 +130,5 @@ def private_gradient(
     clipped = clipped_sum(
         model, losses, x, y, unit_of_scan, n_units, plan.clip_norm, engine=plan.engine, memory_mb=plan.memory_mb
     )
-    noise.add_gaussian(clipped.sum, plan.noise_multiplier * clipped.sensitivity, step)
+    noise.add_gaussian(clipped.sum, plan.noise_share * plan.noise_multiplier * clipped.sensitivity, step)
     return list(torch._foreach_div(clipped.sum, plan.denominator))

@@ -20,6 +20,9 @@ class PrivacySpec(Spec):
     max_scans_per_patient: at most so many of a drawn patient's scans in one step, chosen at random.
     views_per_patient: augmented views of each chosen scan; they stand inside the unit and cost no privacy.
     sampling: Poisson only. Shuffled batches are refused: no tight accounting for them exists.
+    secure_sum: `ideal` asks what a secure sum over the hospitals would buy: each hospital adds only its share of the noise
+        that the sum needs. The guarantee then holds for whoever sees sums alone, and in a simulation alone: real hospitals
+        refuse it.
     engine: how clipped sums are computed; all engines give the same sum. memory_mb: limit for its working memory.
     """
 
@@ -31,6 +34,7 @@ class PrivacySpec(Spec):
     max_scans_per_patient: int = Field(4, ge=1)
     views_per_patient: int = Field(1, ge=1)
     sampling: Literal["poisson"] = "poisson"
+    secure_sum: Literal["none", "ideal"] = "none"
     engine: EngineName = "auto"
     memory_mb: float = Field(4096.0, gt=0, allow_inf_nan=False)
 

@@ -164,6 +164,14 @@ NOT_PROTECTED = (
 """What differential privacy at the hospitals does not cover, in any run."""
 
 
+IDEAL_SUM = (
+    "This simulation assumes an ideal secure sum: each hospital added only its share of the noise, so the guarantee covers "
+    "whoever sees the sum of all hospitals' updates and nothing else. A single hospital's update, as the server of this "
+    "simulation saw it, is protected less. No real hospital takes part in such a study."
+)
+"""What `privacy.secure_sum: ideal` means, for a reader of the report."""
+
+
 def privacy_statement(unit: str) -> str:
     """What a guarantee for such units means, and against whom it holds."""
     whole = "all scans of one patient at one hospital" if unit == "patient" else "one scan (not the whole patient)"
@@ -189,7 +197,7 @@ def _privacy(study: Study, facts: Mapping[str, Any]) -> dict[str, Any] | None:
         not_protected.insert(0, "A patient with several scans: each further scan weakens the guarantee for the patient.")
     return {
         "unit": unit,
-        "statement": privacy_statement(unit),
+        "statement": IDEAL_SUM if study.privacy.secure_sum == "ideal" else privacy_statement(unit),
         "not_protected": not_protected,
         "engine": {"name": facts["engine"], "reason": facts["engine_reason"]},
     }

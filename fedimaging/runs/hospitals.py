@@ -13,7 +13,7 @@ from fedimaging.privacy.accounting import epsilon
 from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.dpsgd import DpPlan
 from fedimaging.privacy.released_metrics import release_charge
-from fedimaging.site.plan import charges_of, prepare_data, private_plan
+from fedimaging.site.plan import charges_of, inverse_noise, prepare_data, private_plan
 from fedimaging.site.simulated import SimulatedFederation
 from fedimaging.study.schema import Study
 
@@ -83,7 +83,30 @@ def with_plans(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFe
         rows = np.flatnonzero(federation.train_site == federation.names.index(name))
         plans[name] = private_plan(study, dataset.patient_ids[rows])
         budgets[name] = _budget(study, name, plans[name])
-    return replace(federation, plans=plans, budgets=budgets)
+    federation = replace(federation, plans=plans, budgets=budgets)
+    return with_noise_shares(federation, dataset) if study.privacy.secure_sum == "ideal" else federation
+
+
+def with_noise_shares(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFederation:
+    """Each plan with its share of the noise under an ideal secure sum: all shares together are, in the weighted sum, the
+    greatest noise that any hospital's patients need. Error: StudyError where a patient weighs more at one hospital than at
+    another, or where a round may end without some hospital's share.
+    """
+    study, plans = federation.study, federation.plans
+    if federation.arm == "federated" and study.federation.minimum_replies != len(plans):
+        given, rule = study.federation.minimum_replies, f"lets a round end without the noise of one of the {len(plans)} hospitals"
+        raise StudyError(bad_value("federation.minimum_replies", given, rule, f"set it to {len(plans)}"))
+    weights = public_weights(federation, dataset)
+    reach = {name: weights[name] / plan.denominator for name, plan in plans.items()}  # of one patient, in the mean
+    if max(reach.values()) > min(reach.values()) * (1 + 1e-9):
+        raise StudyError(
+            "privacy.secure_sum=ideal needs every patient to weigh the same in the sum: give weights: public_patients with a "
+            "batch_size of at least every hospital's patients, or weights: uniform with one that every hospital can fill."
+        )
+    needed = max(plan.noise_multiplier for plan in plans.values())
+    return replace(federation, plans={
+        name: replace(plan, noise_share=needed / plan.noise_multiplier / math.sqrt(len(plans))) for name, plan in plans.items()
+    })
 
 
 def with_evaluation_budgets(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFederation:
@@ -119,7 +142,8 @@ def local_only(federation: SimulatedFederation) -> SimulatedFederation:
     Each hospital's model is tried at every other: where evaluations are charged and the study sets no budget, budgets are
     made wide enough for that.
     """
-    arm = replace(federation, folder=federation.folder / "baselines" / "local_only", arm="local_only")
+    alone = {name: replace(plan, noise_share=1.0) for name, plan in federation.plans.items()}
+    arm = replace(federation, folder=federation.folder / "baselines" / "local_only", arm="local_only", plans=alone)
     study = federation.study
     if study.policy.release_evaluation != "noised" or study.policy.budget_epsilon is not None:
         return arm
@@ -136,10 +160,14 @@ def public_weights(federation: SimulatedFederation, dataset: Dataset) -> dict[st
     """The fixed weight of each training hospital in the mean."""
     if federation.study.federation.weights == "uniform":
         return dict.fromkeys(federation.train_names, 1.0)
-    weights = {}
+    study, weights = federation.study, {}
     for name in federation.train_names:
-        rows = np.flatnonzero(federation.train_site == federation.names.index(name))
-        weights[name] = float(len(np.unique(dataset.patient_ids[rows])))
+        ids = dataset.patient_ids[federation.train_site == federation.names.index(name)]
+        patients = float(len(np.unique(ids)))
+        if study.federation.weights == "inverse_noise" and study.privacy is not None:
+            weights[name] = inverse_noise(study, len(ids) if study.privacy.unit == "record" else int(patients))
+        else:
+            weights[name] = patients
     return weights
 
 

@@ -27,6 +27,7 @@ from fedimaging.runs.serve import nodes_by_site
 from fedimaging.runs.serve_report import server_report
 from fedimaging.runs.server_folder import ServerFolder
 from fedimaging.runs.site_privacy import private_means, site_privacy_facts
+from fedimaging.site.plan import inverse_noise
 from fedimaging.site.simulated import workbench_of
 from fedimaging.study.schema import Study
 from fedimaging.training.workbench import Workbench
@@ -69,6 +70,8 @@ def check_deployable(study: Study, folder: ServerFolder) -> None:
     if study.federation.minimum_replies > min(asked, len(study.hospitals.training_sites)):
         rule = "is above the number of hospitals that train in a round"
         raise StudyError(bad_value("federation.minimum_replies", study.federation.minimum_replies, rule, "lower it"))
+    if study.privacy is not None and study.privacy.secure_sum != "none":
+        raise StudyError(f"privacy.secure_sum={study.privacy.secure_sum!r} is for simulations; real hospitals refuse it.")
     _public_weights(study, folder)
 
 
@@ -76,13 +79,18 @@ def _public_weights(study: Study, folder: ServerFolder) -> dict[str, float]:
     sites, names = folder.sites(), study.hospitals.training_sites
     if study.federation.weights == "uniform":
         return dict.fromkeys(names, 1.0)
+    if study.federation.weights == "inverse_noise" and study.privacy is not None and study.privacy.unit == "record":
+        raise StudyError("federation.weights=inverse_noise needs numbers of units, and hospitals declare patients, not records.")
     silent = [name for name in names if sites[name].patients is None]
     if silent:
         raise RunError(
-            f"federation.weights=public_patients, but {', '.join(silent)} declared no number of patients; add it with "
+            f"federation.weights={study.federation.weights}, but {', '.join(silent)} declared no number of patients; add it with "
             "`fedimaging server add-site NAME KEY --patients N`, or weight uniformly."
         )
-    return {name: float(sites[name].patients or 0) for name in names}
+    declared = {name: sites[name].patients or 0 for name in names}
+    if study.federation.weights == "inverse_noise":
+        return {name: inverse_noise(study, patients) for name, patients in declared.items()}
+    return {name: float(patients) for name, patients in declared.items()}
 
 
 @dataclass

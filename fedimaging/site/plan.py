@@ -46,6 +46,16 @@ def private_plan(study: Study, patient_ids: np.ndarray) -> DpPlan:
     )
 
 
+def inverse_noise(study: Study, n_units: int) -> float:
+    """One over the variance of the noise, per coordinate, in a round's update of a hospital with so many units; up to a
+    factor that is the same for all hospitals. It follows from public numbers. Errors: as `private_plan`."""
+    if study.privacy is None:
+        raise StudyError("federation.weights=inverse_noise needs a privacy block; use public_patients.")
+    expected = min(study.training.batch_size, n_units)
+    plan = plan_for(study.privacy, n_units, expected, study.training.steps(n_units / expected), study.federation.rounds)
+    return (plan.denominator / plan.noise_multiplier) ** 2 / plan.steps_per_round
+
+
 def charges_of(
     study: Study, plan: DpPlan | None, rounds: int, evaluation_noise: float | None, *, after: int = 0
 ) -> list[Charge]:

@@ -80,7 +80,7 @@ def propose(folder: SiteFolder, path: Path) -> Proposal:
     parameters = shared_workbench(study, "cpu").shared_size
     spending, faults = spending_of(folder.ledger(), policy, study, plan)
     patients = len(set(training.tolist())) if rows.trains else None
-    reasons = [*against(policy, study, plan, patients), *faults]
+    reasons = [*_only_simulated(study), *against(policy, study, plan, patients), *faults]
     return Proposal(study, path.read_bytes(), policy, rows, plan, parameters, spending, tuple(reasons))
 
 
@@ -91,6 +91,12 @@ def approve(folder: SiteFolder, proposal: Proposal, *, who: str, why: str) -> No
     record(
         folder, proposal.study, proposal.content, who=who, why=why, plan=proposal.plan, parameters=proposal.parameters
     )
+
+
+def _only_simulated(study: Study) -> list[str]:
+    if study.privacy is None or study.privacy.secure_sum == "none":
+        return []
+    return [f"privacy.secure_sum={study.privacy.secure_sum} leaves out a part of the noise, which only a simulation may assume"]
 
 
 def spending_of(

@@ -22,7 +22,9 @@ from fedimaging.training.task_spec import TaskSpec
 
 
 class FederationSpec(ServerOptimizerSpec):
-    """How the hospitals' updates become one model. `weights`: `uniform`, or by the declared public patient count.
+    """How the hospitals' updates become one model. `weights`: `uniform`; by the declared public patient count; or
+    `inverse_noise`, the inverse variance of the noise that the hospital's public plan puts on its update.
+    `average_last` and `model_ema` smooth the models of the rounds into the final one, at no privacy cost: one of the two.
     `site_privacy`: hospital-level privacy at the server, beside that of patients at the hospitals; needs uniform weights.
     """
 
@@ -32,14 +34,21 @@ class FederationSpec(ServerOptimizerSpec):
     sites_per_round: int | None = Field(None, ge=1)
     minimum_replies: int = Field(1, ge=1)
     deadline_seconds: float | None = Field(None, gt=0)
-    weights: Literal["uniform", "public_patients"] = "uniform"
+    weights: Literal["uniform", "public_patients", "inverse_noise"] = "uniform"
     average_last: int = Field(1, ge=1, description="the final model is the mean of the last so many rounds' models")
+    model_ema: float = Field(0.0, ge=0, lt=1, description="decay of a running mean of the rounds' models, the final model")
     site_privacy: SitePrivacySpec | None = None
 
     @model_validator(mode="after")
     def _proximal(self) -> "FederationSpec":
         if (self.algorithm == "fedprox") != (self.proximal_mu > 0):
             raise ValueError("proximal_mu above 0 goes with algorithm: fedprox, and fedprox needs it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_mean_of_rounds(self) -> "FederationSpec":
+        if self.model_ema > 0 and self.average_last > 1:
+            raise ValueError("average_last and model_ema both smooth the final model: give one of them")
         return self
 
     @model_validator(mode="after")
@@ -50,13 +59,28 @@ class FederationSpec(ServerOptimizerSpec):
 
 
 class EvaluationSpec(Spec):
-    """`every`: evaluate the global model after every so many rounds (0: after the last one only)."""
+    """`every`: evaluate the global model after every so many rounds (0: after the last one only).
+
+    `groups`: columns of the manifest by which a simulation also reports its test patients; `age_bands`: the edges of the
+    groups of the column `age`; a group of fewer than `minimum_group` patients is not reported.
+    """
 
     every: int = Field(1, ge=0)
     metric: str | None = None
     resamples: int = Field(1000, ge=100, le=100_000)
     surface_tolerance_mm: float = Field(1.0, gt=0)
     examples: int = Field(8, ge=0, le=64)
+    groups: tuple[str, ...] = ()
+    age_bands: tuple[float, ...] = (40.0, 60.0, 80.0)
+    minimum_group: int = Field(10, ge=2)
+
+    @model_validator(mode="after")
+    def _groups_are_clear(self) -> "EvaluationSpec":
+        if len(set(self.groups)) < len(self.groups):
+            raise ValueError(f"groups={list(self.groups)} has a column twice")
+        if not self.age_bands or list(self.age_bands) != sorted(set(self.age_bands)):
+            raise ValueError(f"age_bands={list(self.age_bands)} must be edges that rise, like [40, 60, 80]")
+        return self
 
 
 class SimulatedHospitals(Spec):
@@ -108,6 +132,24 @@ class Study(Spec):
         if self.model.name in other:  # a network that a researcher added may do either
             raise ValueError(
                 f"model.name={self.model.name!r} cannot do task.kind={self.task.kind!r}; take one of {', '.join(sorted(needed))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _noise_is_there_to_weigh(self) -> "Study":
+        if self.federation.weights == "inverse_noise" and self.privacy is None:
+            raise ValueError("federation.weights=inverse_noise weighs hospitals by their noise; with privacy null there is none")
+        return self
+
+    @model_validator(mode="after")
+    def _a_sum_can_be_secure(self) -> "Study":
+        if self.privacy is None or self.privacy.secure_sum == "none":
+            return self
+        linear = self.training.optimizer == "sgd" and self.training.momentum == self.training.weight_decay == 0
+        if not (self.training.local_steps == 1 and linear and self.federation.sites_per_round is None):
+            raise ValueError(
+                "privacy.secure_sum shares the noise of one sum among all hospitals: it needs training.local_steps=1, plain "
+                "sgd (no momentum, no weight_decay), and all hospitals in every round"
             )
         return self
 

@@ -1,7 +1,7 @@
 """A round against hospitals that lie, over a grid whose replies are written by hand."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 
 from fedimaging.federated import wire
 from fedimaging.federated.flower_internals import failed_reply, take_server_identity
-from fedimaging.federated.rounds import Federation, ServerState, TooFewReplies, evaluate_everywhere, run_round
+from fedimaging.federated.rounds import Federation, ServerState, TooFewReplies, evaluate_everywhere, final_weights, run_round
 from fedimaging.results import SiteEvaluation, SiteUpdate
 from fedimaging.study.schema import Study
 
@@ -95,3 +95,15 @@ def test_an_evaluation_counts_under_its_own_name_only(federation: Federation) ->
     grid: Any = HandGrid(answers)
     found = evaluate_everywhere(grid, federation, NODES, 1, np.zeros(2, np.float32), final=False)
     assert [(one.site, one.metrics) for one in found] == [("south", {"auroc": 0.5})]
+
+
+def test_the_running_mean_of_the_models_is_the_final_one(federation: Federation) -> None:
+    spec = federation.study.federation.model_copy(update={"model_ema": 0.75})
+    smooth = replace(federation, study=federation.study.model_copy(update={"federation": spec}))
+    state = ServerState(0, np.zeros(2, np.float32))
+    answers = {node: update(site, 4.0) for site, node in NODES.items()}
+    for _ in range(3):  # the rounds' models are 4, 8, 12
+        state, _, _ = run_round(HandGrid(answers), smooth, NODES, state)  # type: ignore[arg-type]
+    assert state.weights.tolist() == [12.0, 12.0]
+    assert len(state.recent) == 1
+    assert final_weights(state).tolist() == [6.75, 6.75]  # 4; 4 + (8 - 4) / 4 = 5; 5 + (12 - 5) / 4

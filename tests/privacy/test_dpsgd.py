@@ -155,3 +155,10 @@ def test_records_carry_how_many_a_patient_has_into_every_charge() -> None:
 def test_a_number_of_scans_that_means_nothing_is_refused(unit: Literal["record", "patient"], scans: int, rule: str) -> None:
     with pytest.raises(PrivacyError, match=rule):
         plan_for(PrivacySpec(unit=unit, noise_multiplier=1.0), 2000, 32, 63, 50, scans_per_patient=scans)
+
+
+def test_a_share_of_the_noise_is_that_much_of_it_and_costs_the_same() -> None:
+    x = torch.zeros(3, 4)
+    whole, half = _step(x, PLAN), _step(x, replace(PLAN, noise_share=0.5))
+    torch.testing.assert_close(half, whole / 2)
+    assert replace(PLAN, noise_share=0.5).charge() == PLAN.charge()

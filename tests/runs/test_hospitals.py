@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedimaging.errors import PrivacyError
+from fedimaging.errors import PrivacyError, StudyError
 from fedimaging.privacy.ledger import Ledger
 from fedimaging.results import PrivacySpent
 from fedimaging.runs import hospitals
@@ -85,3 +85,63 @@ def test_hospitals_that_the_study_does_not_name_are_left_out(tiny_study: MakeStu
     assert (named.test_site[other] == -1).all()
     whole = hospitals.make_federation(tiny_study("hospitals.held_out=[hospital_03]"), dataset, tmp_path, "cpu")
     assert named.plans["hospital_01"] == whole.plans["hospital_01"]
+
+
+SUM = ("privacy.secure_sum=ideal", "training.local_epochs=null", "training.local_steps=1", "federation.minimum_replies=3")
+EQUAL = ("federation.weights=public_patients", "training.batch_size=1000")
+
+
+def test_under_an_ideal_secure_sum_the_shares_add_up_to_the_noise_of_one(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    made = federation(tiny_study(*SUM, *EQUAL), tmp_path)
+    plans = made.plans.values()
+    total = sum((plan.noise_share * plan.noise_multiplier) ** 2 for plan in plans) ** 0.5
+    assert total == pytest.approx(max(plan.noise_multiplier for plan in plans))
+    assert [plan.noise_share for plan in hospitals.local_only(made).plans.values()] == [1.0] * 3
+    pooled = hospitals.pooled(made, hospitals.load_data(made.study))
+    assert pooled.plans["pooled"].noise_share == 1.0
+    alone = federation(tiny_study(*SUM[1:], *EQUAL), tmp_path)
+    assert {name: plan.charge() for name, plan in made.plans.items()} == {n: p.charge() for n, p in alone.plans.items()}
+
+
+def test_hospitals_whose_noise_differs_share_the_greatest(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    made = federation(tiny_study(*SUM, "federation.weights=uniform", "training.batch_size=4"), tmp_path)
+    noises = {plan.noise_multiplier for plan in made.plans.values()}
+    assert len(noises) > 1
+    shared = [plan.noise_share * plan.noise_multiplier for plan in made.plans.values()]
+    assert shared == pytest.approx([max(noises) / 3**0.5] * 3)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ("federation.minimum_replies=2", "lets a round end without the noise of one of the 3 hospitals; set it to 3"),
+    ("federation.weights=uniform", "every patient to weigh the same"),
+    ("training.batch_size=4", "every patient to weigh the same"),
+])
+def test_a_sum_that_would_protect_somebody_less_is_refused(
+    change: str, said: str, tiny_study: MakeStudy, tmp_path: Path
+) -> None:
+    with pytest.raises(StudyError, match=said):
+        federation(tiny_study(*SUM, *EQUAL, change), tmp_path)
+
+
+def test_the_report_says_that_the_sum_was_assumed(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    study = tiny_study(*SUM, *EQUAL, "federation.rounds=1")
+    with LiveView(1, quiet=True) as view:
+        report = json.loads(simulate(study, tmp_path / "run", Options(report=False, workers=1), view).read_text())
+    assert "assumes an ideal secure sum" in report["privacy"]["statement"]
+
+
+def test_inverse_noise_weighs_by_what_the_noise_leaves(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    study = tiny_study("federation.weights=inverse_noise", "training.batch_size=1000", "training.local_epochs=null",
+                       "training.local_steps=1")
+    made = federation(study, tmp_path)
+    weights = hospitals.public_weights(made, hospitals.load_data(study))
+    for name, plan in made.plans.items():  # everybody is drawn in each step: the noise on the mean falls with the number
+        assert weights[name] == pytest.approx((plan.n_units / plan.noise_multiplier) ** 2)
+
+
+def test_a_baseline_of_one_trainer_does_not_wait_for_as_many_as_the_federation(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    study = tiny_study("federation.minimum_replies=3", "federation.rounds=1", "privacy=null")
+    with LiveView(1, quiet=True) as view:
+        options = Options(report=False, workers=1, baselines=True)
+        report = json.loads(simulate(study, tmp_path / "run", options, view).read_text())
+    assert report["baselines"]["pooled"]["test"]["auroc"]["value"] is not None

@@ -153,3 +153,11 @@ def test_what_cannot_be_looked_at_is_one_clear_error(
 ) -> None:
     with pytest.raises(error, match=told):
         propose(folder, study_file(tmp_path / "s.yaml", **blocks))
+
+
+def test_a_study_that_leaves_out_noise_cannot_be_approved(folder: SiteFolder, tmp_path: Path) -> None:
+    one_step = {"learning_rate": 0.1, "batch_size": 10, "local_steps": 1}
+    privacy = {"noise_multiplier": 1.0, "delta": 1e-3, "secure_sum": "ideal"}
+    summed = study_file(tmp_path / "s.yaml", privacy=privacy, training=one_step)
+    with pytest.raises(SiteError, match="secure_sum=ideal leaves out a part of the noise, which only a simulation may assume"):
+        approve(folder, propose(folder, summed), who="Dr. A", why="x")

@@ -6,7 +6,7 @@ import yaml
 from fedimaging.errors import StudyError
 from fedimaging.study.load import load
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for folder in ("", "recipes") for path in (Path(__file__).parents[2] / "configs" / folder).glob("*.yaml"))
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
