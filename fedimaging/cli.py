@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from fedimaging import __version__
+from fedimaging.cli_audit import audit
 from fedimaging.cli_server import app as server_app
 from fedimaging.cli_site import app as site_app
+from fedimaging.cli_sweep import sweep
 from fedimaging.errors import FedimagingError
 
 app = typer.Typer(
@@ -44,7 +46,7 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as end:
         if end.code == 130:  # typer turns Ctrl-C into this, without a word
-            print("interrupted; what was finished is kept, go on with --resume.", file=sys.stderr)
+            print("interrupted; what was finished is kept, go on with --resume (a sweep: the same command).", file=sys.stderr)
         raise
 
 
@@ -122,6 +124,10 @@ def _quietly(work: Callable[[], None]) -> None:
     work()
 
 
+app.command()(sweep)
+app.command()(audit)
+
+
 @app.command()
 def calibrate(
     study: StudyPath,
@@ -140,6 +146,27 @@ def calibrate(
 
         found = calibrate_study(resolved)
         typer.echo(json.dumps(found.as_json(), indent=1, allow_nan=False) if as_json else "\n".join(as_lines(found)))
+
+    _quietly(work)
+
+
+@app.command()
+def pretrain(
+    study: StudyPath,
+    on: Annotated[Path, typer.Option("--on", metavar="PUBLIC.yaml", help="A study whose images are generated or public.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Weights file [default: the study's model.weights].")] = None,
+    override: Overrides = None,
+) -> None:
+    """Fit the fixed stage of a study's network to public or generated images, before any hospital trains."""
+    from fedimaging.study.load import load
+
+    resolved, public = load(study, override or []), load(on)
+
+    def work() -> None:
+        from fedimaging.runs.pretrain import pretrain
+
+        path, digest = pretrain(resolved, public, out)
+        typer.echo(f"{path}: pin it in the study with\n  weights: {path}\n  weights_sha256: {digest}")
 
     _quietly(work)
 

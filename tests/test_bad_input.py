@@ -422,7 +422,7 @@ def test_ctrl_c_in_the_middle_of_a_run_is_one_line_and_resumable(desk: Desk) -> 
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == "interrupted; what was finished is kept, go on with --resume."
+    assert err.splitlines()[-1] == "interrupted; what was finished is kept, go on with --resume (a sweep: the same command)."
     done = len(RunDir(desk.out).rounds())
     assert 1 <= done < 300
     ended = desk.simulate("--resume", **blocks)

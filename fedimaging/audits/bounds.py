@@ -13,14 +13,22 @@ def rate_at_most(errors: int, trials: int, confidence: float) -> float:
     return 1.0 if errors >= trials else float(beta.ppf(confidence, errors + 1, trials - errors))
 
 
-def two_world_bounds(fp: int, fn: int, trials: int, delta: float, confidence: float = 0.95) -> tuple[float, float]:
-    """(epsilon, mu) that the mechanism must at least have, from `trials` runs in each of two neighbouring worlds.
+def rate_at_least(hits: int, trials: int, confidence: float) -> float:
+    """Clopper-Pearson lower bound of a rate, one-sided."""
+    return 0.0 if trials == 0 else 1.0 - rate_at_most(trials - hits, trials, confidence)
+
+
+def two_world_bounds(
+    fp: int, fn: int, trials: int, delta: float, confidence: float = 0.95, *, trials_present: int | None = None
+) -> tuple[float, float]:
+    """(epsilon, mu) that the mechanism must at least have, from `trials` runs in each of two neighbouring worlds
+    (`trials_present` in the second, where it is another number).
 
     fp: guessed "present" where the canary was absent; fn: the reverse. Each error rate gets half of the doubt. Epsilon
     follows from the definition of (epsilon, delta); mu holds for mechanisms with a Gaussian trade-off, as one step is.
     """
     each = 1 - (1 - confidence) / 2
-    fpr, fnr = rate_at_most(fp, trials, each), rate_at_most(fn, trials, each)
+    fpr, fnr = rate_at_most(fp, trials, each), rate_at_most(fn, trials if trials_present is None else trials_present, each)
     ratios = [(1 - delta - other) / rate for rate, other in ((fpr, fnr), (fnr, fpr))]
     return math.log(max(1.0, *ratios)), max(0.0, float(-ndtri(fpr) - ndtri(fnr)))
 

@@ -14,7 +14,7 @@ from typing import Any
 from fedimaging import __version__
 from fedimaging.data.store import cache_root, key_of
 from fedimaging.errors import RunError
-from fedimaging.files import write_json
+from fedimaging.files import held, write_json
 from fedimaging.site.site import Site
 from fedimaging.training.workbench import MemoryFormat
 
@@ -51,12 +51,13 @@ def remembered(what: object, measure: Callable[[], dict[str, Any]]) -> dict[str,
     """What `measure` found the first time on this machine for `what` (JSON): kept beside the image store, so that a study
     that is run again is run in the same way, bit for bit, whatever else the machine does meanwhile."""
     path = cache_root(None) / "measured" / f"{key_of(what, versions(), machine(''))}.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = measure()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with held(path.parent / ".lock"):  # of runs that start together one measures, undisturbed, and all keep to it
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = measure()
+            write_json(path, found)
     return found
 
 

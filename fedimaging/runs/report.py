@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedimaging.errors import RunError, bad_value
 from fedimaging.files import write_text
-from fedimaging.runs import report_compare, report_cost, report_tables, report_view
+from fedimaging.runs import report_compare, report_cost, report_groups, report_tables, report_view
 from fedimaging.runs.charts import interval_ruler, line_key, mark_key, share_key
 from fedimaging.runs.report_curves import curves
 from fedimaging.runs.report_pictures import embed, examples
@@ -63,9 +63,11 @@ def _results(report: Mapping[str, Any]) -> dict[str, Any]:
     """Everything measured: held-out hospitals, curves, baselines, all metrics."""
     held_out, held_out_axis = report_tables.held_out_rows(report)
     compared, compared_axis = report_tables.baseline_rows(report)
+    groups, groups_axis = report_groups.group_tables(report)
     return {
         "metric": metric_words(report_view.primary_metric(report)),
         "held_out": held_out, "held_out_ruler": interval_ruler(held_out_axis), "curves": curves(report),
+        "groups": groups, "groups_ruler": interval_ruler(groups_axis),
         "series": [name for name, _ in report_tables.baseline_series(report)],
         "compared": compared, "compared_ruler": interval_ruler(compared_axis),
         "matrix": report_tables.matrix_table(report), "metrics": report_tables.metric_table(report),

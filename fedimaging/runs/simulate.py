@@ -20,7 +20,7 @@ from fedimaging.files import write_json
 from fedimaging.privacy.accounting import bound_for
 from fedimaging.privacy.budget import Budget
 from fedimaging.results import RoundResult, SiteEvaluation
-from fedimaging.runs import assemble, hospitals, machine
+from fedimaging.runs import assemble, groups, hospitals, machine
 from fedimaging.runs.live import LiveView
 from fedimaging.runs.options import Options
 from fedimaging.runs.run_dir import RunDir
@@ -78,6 +78,7 @@ def simulate(study: Study, out: Path, options: Options, view: LiveView) -> Path:
 
 def _prepare(study: Study, options: Options, folder: RunDir, view: LiveView) -> _Run:
     dataset = hospitals.load_data(study)
+    groups.check_groups(study, dataset)
     device = str(resolve_device(study.runtime.device))
     federation = hospitals.make_federation(study, dataset, folder.path, device)
     bench = shared_workbench(study, device)
@@ -108,7 +109,10 @@ def _decide(study: Study, options: Options, federation: SimulatedFederation) -> 
         chosen = {"workers": workers, "workers_reason": why, **machine.choose_engine(site, workers)}
         return chosen | machine.choose_memory_format(site, workers)
 
-    parts = study.model_dump(mode="json", include={"model", "task", "training", "privacy"})
+    parts = study.model_dump(
+        mode="json", include={"model", "task", "training", "privacy"},
+        exclude={"privacy": {"target_epsilon", "noise_multiplier", "delta"}},  # the time of a step does not hang on its noise
+    )
     chosen = machine.remembered([parts, study.data.image_size, study.data.channels, sizes, wanted, federation.device], measure)
     return {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **chosen}
 
@@ -186,10 +190,21 @@ def _baselines(run: _Run) -> dict[str, Any]:
     began = time.monotonic()
     pooled = _train(run, hospitals.pooled(run.federation, run.dataset), "pooled")
     held_out = frozenset(run.study.hospitals.held_out)
-    result: dict[str, Any] = {"pooled": assemble.arm_tables(run.study, pooled.evaluations, held_out)}
-    result["local_only"] = assemble.local_only_tables(run.study, _local_models(run), held_out)
+    result: dict[str, Any] = {"pooled": _tables(run, pooled.evaluations)}
+    models = _local_models(run)
+    own = [e for model in models for e in model.evaluations if e.site == model.site]
+    result["local_only"] = assemble.local_only_tables(run.study, models, held_out) | _group_tables(run, own)
     run.clock["baselines"] = time.monotonic() - began
     return result
+
+
+def _tables(run: _Run, evaluations: list[SiteEvaluation]) -> dict[str, Any]:
+    held_out = frozenset(run.study.hospitals.held_out)
+    return assemble.arm_tables(run.study, evaluations, held_out) | _group_tables(run, evaluations)
+
+
+def _group_tables(run: _Run, evaluations: list[SiteEvaluation]) -> dict[str, Any]:
+    return groups.group_tables(run.study, run.dataset, run.federation, evaluations)
 
 
 def _local_models(run: _Run) -> list[LocalModel]:
@@ -229,11 +244,10 @@ def _first_words(run: _Run) -> str:
 
 def _finish(run: _Run, federated: _Arm, baselines: Mapping[str, Any]) -> Path:
     """Write pictures, report.json and report.html; a run is finished once report.json is there."""
-    held_out = frozenset(run.study.hospitals.held_out)
     seconds = assemble.seconds(run.folder.rounds(), run.clock)
     tree = {
         **assemble.head(run.study, run.dataset, run.bench, run.facts, run.federation),
-        **assemble.arm_tables(run.study, federated.evaluations, held_out),
+        **_tables(run, federated.evaluations),
         "rounds": run.folder.rounds(),
         "baselines": dict(baselines),
         "seconds": seconds,

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedimaging.results import Interval
 from fedimaging.training import weighted
-from fedimaging.training.bootstrap import interval
+from fedimaging.training.bootstrap import Statistic, interval
 
 CLASSIFICATION_METRICS = ("auroc", "average_precision", "balanced_accuracy", "sensitivity_at_90_specificity", "brier")
 SPECIFICITY = 0.9
@@ -28,8 +28,18 @@ def classification_metrics(
     binary: of class 1. multiclass and multilabel: one against the rest, averaged over the classes or labels that have
     both answers; Brier sums over classes (multiclass) or averages over labels. NaN where only one class is present.
     """
+    statistics = classification_statistics(scores, labels, kind)
+    points = {name: float(statistic(np.ones((1, len(scores))))[0]) for name, statistic in statistics.items()}
+    return {
+        name: interval(points[name], statistic, patient_ids, resamples=resamples, seed=seed)
+        for name, statistic in statistics.items()
+    }
+
+
+def classification_statistics(scores: np.ndarray, labels: np.ndarray, kind: str) -> dict[str, Statistic]:
+    """Metric -> the function that gives it for many weightings (R, S) of these scans; arguments as above."""
     truth_SL, scores_SL = _one_against_rest(scores, labels, kind)
-    statistics: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    return {
         "auroc": _macro(weighted.auroc, scores_SL, truth_SL),
         "average_precision": _macro(weighted.average_precision, scores_SL, truth_SL),
         "balanced_accuracy": _balanced_accuracy(scores, labels, kind),
@@ -37,11 +47,6 @@ def classification_metrics(
             partial(weighted.sensitivity_at_specificity, least=SPECIFICITY), scores_SL, truth_SL
         ),
         "brier": partial(weighted.mean, _brier(scores, labels, kind)),
-    }
-    points = {name: float(statistic(np.ones((1, len(scores))))[0]) for name, statistic in statistics.items()}
-    return {
-        name: interval(points[name], statistic, patient_ids, resamples=resamples, seed=seed)
-        for name, statistic in statistics.items()
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedimaging import lean_imports
 from fedimaging.results import Arrays, Interval
 from fedimaging.training import weighted
-from fedimaging.training.bootstrap import interval
+from fedimaging.training.bootstrap import Statistic, interval
 
 SEGMENTATION_METRICS = ("dice", "surface_dice", "hd95_mm")
 
@@ -65,16 +65,22 @@ def segmentation_intervals(
 ) -> dict[str, Interval]:
     """Each metric (S, K-1), averaged over foreground classes, with its 95 % interval over patients (S,); each class
     apart as well where there are several (`dice_1` …)."""
-    table: dict[str, Interval] = {}
+    statistics = segmentation_statistics(arrays)
+    one = np.ones((1, len(patient_ids)))
+    return {
+        name: interval(float(statistic(one)[0]), statistic, patient_ids, resamples=resamples, seed=seed)
+        for name, statistic in statistics.items()
+    }
+
+
+def segmentation_statistics(arrays: Mapping[str, np.ndarray]) -> dict[str, Statistic]:
+    """Metric -> the function that gives it for many weightings (R, S) of these scans; arguments and names as above."""
+    statistics: dict[str, Statistic] = {}
     for name, values_SK in arrays.items():
         defined = np.isfinite(values_SK)
         totals = np.where(defined, values_SK, 0.0).sum(1)
         means = np.divide(totals, defined.sum(1), out=np.full(len(totals), np.nan), where=defined.any(1))
-        columns = {name: means}
+        statistics[name] = partial(weighted.mean, means)
         if values_SK.shape[1] > 1:
-            columns |= {f"{name}_{k + 1}": values_SK[:, k] for k in range(values_SK.shape[1])}
-        for key, values in columns.items():
-            point = float(weighted.mean(values, np.ones((1, len(values))))[0])
-            statistic = partial(weighted.mean, values)
-            table[key] = interval(point, statistic, patient_ids, resamples=resamples, seed=seed)
-    return table
+            statistics |= {f"{name}_{k + 1}": partial(weighted.mean, values_SK[:, k]) for k in range(values_SK.shape[1])}
+    return statistics

@@ -16,3 +16,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+for (const button of document.querySelectorAll("button[data-copy]")) {
+  const source = document.getElementById(button.dataset.copy);
+  button.addEventListener("click", () => {
+    const said = (words) => { button.textContent = words; };
+    const marked = () => { getSelection().selectAllChildren(source); said("Marked: copy it with the keyboard"); };
+    if (!navigator.clipboard) return marked();
+    navigator.clipboard.writeText(source.textContent).then(() => said("Copied"), marked);
+  });
+}

@@ -1,0 +1,149 @@
+"""What does each part of the recipe give, at which epsilon?
+
+    python experiments/levers/run.py --data FOLDER_WITH_PNEUMONIAMNIST [--epsilon 1,3,8] [--seeds 3] [--only ROW …]
+
+Each row is `fedimaging sweep` over PneumoniaMNIST at five hospitals (configs/recipes/small_hospitals.yaml) with something
+changed; the first row changes nothing. Before them the learning rate is chosen on generated patients (proxy.yaml). Writes
+results/table.md and results/results.json. A killed run goes on where it was.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, stdev
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RECIPE = ROOT / "configs" / "recipes" / "small_hospitals.yaml"
+_T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, 97.5 %, for so many seeds
+
+PLAIN = (
+    "model={name: small_cnn}", "training={optimizer: sgd, learning_rate: 0.5, batch_size: 256, local_epochs: 1}",
+    "federation={algorithm: fedavg, rounds: 15, weights: public_patients}", "evaluation.every=0",
+)
+ROWS: dict[str, tuple[str, ...]] = {
+    "the recipe": (),
+    "plain DP-SGD: small CNN, FedAvg, 15 epochs of batches of 256": PLAIN,
+    "the same CNN, pretrained on phantoms": (*PLAIN, "model={name: small_cnn, weights: PRETRAINED}"),
+    "the same CNN, pretrained, head alone trained": (*PLAIN, "model={name: small_cnn, weights: PRETRAINED, trainable: head}"),
+    "features not whitened (802 numbers)": ("model={name: wavelet_net}", "training.learning_rate=3.0"),
+    "no server momentum (learning rate times 10)": ("federation.algorithm=fedavg", "training.learning_rate=10.0"),
+    "last model instead of the mean of 30": ("federation.average_last=1",),
+    "running mean (decay 0.95) instead": ("federation.average_last=1", "federation.model_ema=0.95"),
+    "clip norm 0.3": ("privacy.clip_norm=0.3",),
+    "clip norm 3": ("privacy.clip_norm=3.0",),
+    "batches of 256 of each hospital": ("training.batch_size=256",),
+    "weights by inverse noise": ("federation.weights=inverse_noise",),
+    "20 rounds of 5 local steps": ("federation.rounds=20", "training.local_steps=5", "federation.average_last=6"),
+    "30 rounds": ("federation.rounds=30", "federation.average_last=9"),
+    "300 rounds": ("federation.rounds=300", "federation.average_last=90"),
+    "learning rate 0.3": ("training.learning_rate=0.3",),
+    "learning rate 3": ("training.learning_rate=3.0",),
+    "ideal secure sum (simulation only)": ("privacy.secure_sum=ideal", "federation.minimum_replies=5"),
+}
+
+
+def sweep(study: Path, out: Path, epsilon: str, seeds: int, overrides: tuple[str, ...]) -> dict:
+    """Run one sweep; its summary."""
+    command = [sys.executable, "-m", "fedimaging.cli", "sweep", str(study), "--epsilon", epsilon, "--seeds", str(seeds),
+               "--no-baselines", "--quiet", "--out", str(out)]
+    for override in overrides:
+        command += ["-o", override]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return json.loads((out / "summary.json").read_text(encoding="utf-8"))
+
+
+def values(out: Path, metric: str = "auroc") -> dict[str, dict[int, float]]:
+    """Epsilon -> seed -> the federation's metric on all test patients, from results.csv."""
+    import csv
+
+    found: dict[str, dict[int, float]] = {}
+    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if (row["arm"], row["scope"], row["metric"]) == ("federated", "test", metric):
+                found.setdefault(row["epsilon"], {})[int(row["seed"])] = float(row["value"])
+    return found
+
+
+def interval(numbers: list[float]) -> str:
+    """Mean and half the 95 % interval over seeds."""
+    if len(numbers) < 2:
+        return f"{mean(numbers):.3f}"
+    return f"{mean(numbers):.3f} ± {_T95[len(numbers)] * stdev(numbers) / len(numbers) ** 0.5:.3f}"
+
+
+def pretrained(folder: Path) -> Path:
+    """The small CNN trained, without privacy, on generated patients gathered in one place."""
+    run = folder / "pretraining"
+    if not (run / "report.json").exists():
+        subprocess.run([
+            sys.executable, "-m", "fedimaging.cli", "simulate", str(HERE / "proxy.yaml"), "--out", str(run), "--resume", "-q",
+            "--no-report", "--workers", "1", "-o", "privacy=null", "-o", "model={name: small_cnn}",
+            "-o", "data.phantoms.hospitals=1",
+            "-o", "training={optimizer: adam, learning_rate: 0.003, batch_size: 64, local_epochs: 1}",
+            "-o", "federation={algorithm: fedavg, rounds: 10}",
+        ], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return run / "weights.safetensors"
+
+
+def choose_learning_rate(folder: Path, epsilon: str) -> list[str]:
+    """The proxy's table: AUROC on generated patients for each learning rate and epsilon."""
+    out = folder / "proxy"
+    sweep(HERE / "proxy.yaml", out, epsilon, 2, ("training.learning_rate=0.3,1.0,3.0",))
+    import csv
+
+    found: dict[tuple[str, str], list[float]] = {}
+    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if (row["arm"], row["scope"], row["metric"]) == ("federated", "test", "auroc"):
+                found.setdefault((row["training.learning_rate"], row["epsilon"]), []).append(float(row["value"]))
+    rates, budgets = sorted({rate for rate, _ in found}, key=float), epsilon.split(",")
+    lines = [f"| learning rate | {' | '.join(f'ε = {one}' for one in budgets)} | mean |", "|---" * (len(budgets) + 2) + "|"]
+    for rate in rates:
+        cells = [mean(next(v for (r, e), v in found.items() if r == rate and float(e) == float(one))) for one in budgets]
+        lines.append(f"| {rate} | {' | '.join(f'{cell:.4f}' for cell in cells)} | {mean(cells):.4f} |")
+    return lines
+
+
+def main() -> None:
+    """Run the rows and write the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--epsilon", default="1,3,8")
+    parser.add_argument("--seeds", type=int, default=3, choices=sorted(_T95))
+    parser.add_argument("--only", nargs="*", default=list(ROWS))
+    parser.add_argument("--work", type=Path, default=Path("sweeps") / "levers")
+    given = parser.parse_args()
+    began, budgets, folder = time.monotonic(), given.epsilon.split(","), given.work.resolve()
+    proxy = choose_learning_rate(folder, given.epsilon)
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for place, (name, overrides) in enumerate(ROWS.items()):
+        if name in given.only:
+            changed = tuple(o.replace("PRETRAINED", str(pretrained(folder))) for o in overrides)
+            out = folder / f"{place:02d}"
+            sweep(RECIPE, out, given.epsilon, given.seeds, (f"data.root={given.data}", *changed))
+            found[name] = values(out)
+            print(name, {e: round(mean(v.values()), 4) for e, v in found[name].items()}, flush=True)
+    lines = [f"| | {' | '.join(f'ε = {one}' for one in budgets)} |", "|---" * (len(budgets) + 1) + "|"]
+    for name, by_epsilon in found.items():
+        cells = [interval(list(next(v for e, v in by_epsilon.items() if float(e) == float(one)).values())) for one in budgets]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    said = (
+        f"{given.seeds} seeds, mean and 95 % interval over seeds, {time.strftime('%Y-%m-%d')}, {platform.machine()}, Python "
+        f"{platform.python_version()}, torch {version('torch')}, {time.monotonic() - began:.0f} s."
+    )
+    tables = ["Learning rate on generated patients (AUROC, 2 seeds):", "", *proxy, "", "PneumoniaMNIST (AUROC):", "", *lines]
+    text = "\n".join([*tables, "", said])
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / "table.md").write_text(text + "\n", encoding="utf-8")
+    (HERE / "results" / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
