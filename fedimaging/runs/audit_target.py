@@ -101,6 +101,11 @@ def open_target(run: Path) -> Target:
     report, study = read_report(run), load(run / "study.yaml")
     if report.get("fingerprint") != study.fingerprint:
         raise RunError(f"the study in {str(run)!r} is not the one of its report; audit it with the version that ran it.")
+    if study.privacy is not None and study.privacy.secure_sum != "none":
+        raise RunError(
+            f"the run in {str(run)!r} assumed an ideal secure sum, so nothing is claimed of the single updates that an audit "
+            "attacks; audit the study without privacy.secure_sum."
+        )
     dataset = hospitals.load_data(study)
     if dataset.fingerprint != report.get("data_fingerprint"):
         raise RunError(f"the data changed since the run in {str(run)!r}; restore them, or run the study again.")

@@ -206,3 +206,11 @@ def test_what_is_no_finished_run_is_refused(tiny_study: MakeStudy, tmp_path: Pat
         (out / missing).unlink()
         with pytest.raises(RunError, match=said):
             open_target(out)
+
+
+def test_a_run_that_claims_nothing_of_single_updates_is_refused(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    summed = ("privacy.secure_sum=ideal", "federation.weights=public_patients", "federation.minimum_replies=3",
+              "training.batch_size=1000", "training.local_epochs=null", "training.local_steps=1")
+    out = run(tiny_study(*WAVELETS, *summed), tmp_path / "run")
+    with pytest.raises(RunError, match="assumed an ideal secure sum"):
+        open_target(out)
