@@ -1,6 +1,7 @@
 """What many tests need: the real data where they are, a private image store, and a study that trains in a blink."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ ROOT = Path(__file__).parents[1]
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 # Tiny networks: threads cost more than they give, the more so beside other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background of a shell, which every process begun here would inherit; some tests press Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

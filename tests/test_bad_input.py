@@ -228,6 +228,7 @@ def test_a_bad_study_is_refused_before_anything_is_written(desk: Desk, name: str
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--workers", "²"], "--workers='²' is neither auto nor a whole number"),
+    (["--engine", "ray", "--ray-address", "127.0.0.1:9"], "--ray-address='127.0.0.1:9' leads to no Ray cluster"),
     (["--engine", "rai"], "--engine='rai' is neither in_process nor ray"),
     (["--track", "paper"], "--track='paper' is not one of mlflow, tensorboard"),
     (["-o", "federation.rounds"], "override 'federation.rounds' is not of the form key.subkey=value"),
@@ -235,6 +236,12 @@ def test_a_bad_study_is_refused_before_anything_is_written(desk: Desk, name: str
 ])
 def test_bad_options_are_refused(desk: Desk, words: list[str], said: str) -> None:
     assert_says(desk.refused(*words), said)
+
+
+def test_a_sweep_on_a_cluster_that_is_none_is_refused(desk: Desk) -> None:
+    ended = desk.type("sweep", desk.write(), "--out", desk.out, "--epsilon", "inf", "--ray-address", "127.0.0.1:9")
+    assert_says(one_error(ended), "--ray-address='127.0.0.1:9' leads to no Ray cluster")
+    assert not desk.out.exists()
 
 
 @pytest.mark.parametrize(("text", "said"), [

@@ -62,6 +62,10 @@ def simulate(study: Study, out: Path, options: Options, view: LiveView) -> Path:
     began = time.monotonic()
     check_tracker(options.track)
     assemble.check_metric(study)
+    if options.ray_address is not None:
+        from fedimaging.federated.ray_engine import check_cluster
+
+        check_cluster(options.ray_address)
     folder = RunDir(out.resolve())
     with folder.held(study, resume=options.resume):
         if options.resume and folder.finished:

@@ -47,6 +47,10 @@ def sweep(asked: Asked, out: Path, options: SweepOptions, view: SweepView) -> Sw
     done and tabled, for runs that failed.
     """
     runs = expand(asked)
+    if options.ray_address is not None:
+        from fedimaging.federated.ray_engine import check_cluster
+
+        check_cluster(options.ray_address)
     folder = SweepDir(out.resolve())
     with folder.held(runs, baselines=asked.baselines):
         pending = [run for run in runs if not folder.is_done(run)]
