@@ -25,6 +25,8 @@ from fedimaging.privacy.ledger_verify import (
     check_head,
     file_digest,
     head_path,
+    know_chain,
+    known_chain,
     opened,
     read_head,
     read_rows,
@@ -56,18 +58,18 @@ class Entry:
 
 class Ledger:
     """An existing ledger. `head`: its head file, on another disk if the hospital likes; default beside the ledger.
+    `durable` False is for simulations: what is written then survives a kill of the process, but not a power cut.
 
     Error: LedgerError where the ledger or its head is missing, altered or rolled back; it is never made in passing.
     """
 
-    def __init__(self, path: Path, head: Path | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, head: Path | None = None, *, durable: bool = True) -> None:
+        self.path, self._durable = Path(path), durable
         self.head = Path(head) if head is not None else head_path(self.path)
-        chain, digest = verify_file(self.path, self.head)
-        self._known: tuple[str, Chain] | None = (digest, chain)
+        verify_file(self.path, self.head)
 
     @classmethod
-    def create(cls, path: Path, head: Path | None = None) -> "Ledger":
+    def create(cls, path: Path, head: Path | None = None, *, durable: bool = True) -> "Ledger":
         """Make an empty ledger, for a hospital that never trained. Finishes a creation that a crash cut short.
 
         Error: LedgerError where a ledger, or the head of one, is already there.
@@ -81,17 +83,18 @@ class Ledger:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        with opened(path) as database:
+        with opened(path, durable=durable) as database:
             _create_tables(database)
-            sync_folder(path.parent)
-            _publish_head(database, path, head)
-        return cls(path, head)
+            if durable:
+                sync_folder(path.parent)
+            _publish_head(database, path, head, durable)
+        return cls(path, head, durable=durable)
 
     @classmethod
     def open_or_create(cls, path: Path, head: Path | None = None) -> "Ledger":
-        """For simulations, whose hospitals are made on the spot: open, or create where none ever was."""
+        """For simulations, whose hospitals are made on the spot: open, or create where none ever was. Not durable."""
         head = Path(head) if head is not None else head_path(Path(path))
-        return cls(path, head) if head.exists() else cls.create(path, head)
+        return cls(path, head, durable=False) if head.exists() else cls.create(path, head, durable=False)
 
     def reserve(
         self, *, study: str, run: str, round: int, charge: Charge, budget: Budget, epsilon_of: EpsilonOf,
@@ -180,25 +183,22 @@ class Ledger:
     @contextmanager
     def _locked(self) -> Iterator[tuple[Chain, Callable[[str, Mapping[str, Any]], Row]]]:
         """The verified chain under the write lock, and a pen; commits and records the head unless the body raises."""
-        with opened(self.path) as database:
+        with opened(self.path, durable=self._durable) as database:
             database.execute("BEGIN IMMEDIATE")
             chain = self._verified(database)
-            self._known = None  # whatever goes wrong from here, verify from the start next time
             yield chain, partial(_write, database, chain)
             database.execute("COMMIT")
-            recorded = _publish_head(database, self.path, self.head)
+            recorded = _publish_head(database, self.path, self.head, self._durable)
             if recorded.seq == chain.last.seq:  # else another process wrote after our commit
-                self._known = (recorded.file_sha256, chain)
+                know_chain(self.path, recorded.file_sha256, chain)
 
     def _verified(self, database: sqlite3.Connection) -> Chain:
-        """The chain, from memory where the file is byte for byte the one that this object verified last."""
+        """The chain, from memory where the file is byte for byte the one that this process verified last."""
         head, digest = read_head(self.head), file_digest(database, self.path)
-        if self._known is not None and self._known[0] == digest == head.file_sha256:
-            return self._known[1]
-        chain = Chain(read_rows(database))
+        chain = known_chain(self.path, digest) or Chain(read_rows(database))
         check_head(head, chain, digest)
         if head.seq < chain.last.seq:  # a crash came between commit and head
-            write_head(self.head, Head(chain.last.seq, chain.last.hash, digest))
+            write_head(self.head, Head(chain.last.seq, chain.last.hash, digest), durable=self._durable)
         return chain
 
 
@@ -235,11 +235,11 @@ def _create_tables(database: sqlite3.Connection) -> None:
     database.execute("COMMIT")
 
 
-def _publish_head(database: sqlite3.Connection, path: Path, head: Path) -> Head:
+def _publish_head(database: sqlite3.Connection, path: Path, head: Path, durable: bool) -> Head:
     """Record the newest event in the head file; under the write lock, so that the head never goes back."""
     database.execute("BEGIN IMMEDIATE")
     seq, newest = database.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     recorded = Head(seq, newest, file_digest(database, path))
-    write_head(head, recorded)
+    write_head(head, recorded, durable=durable)
     database.execute("ROLLBACK")
     return recorded

@@ -50,9 +50,32 @@ def verify_file(ledger: Path, head: Path) -> tuple[Chain, str]:
     # The head is read first: it only grows, so a writer at work beside us can make it older than the rows, not newer.
     recorded = read_head(head)
     with opened(ledger) as database:
-        chain, digest = Chain(read_rows(database)), file_digest(database, ledger)
+        database.execute("BEGIN")
+        database.execute("SELECT 1 FROM events LIMIT 1")  # from here on rows and digest are of one moment
+        digest = file_digest(database, ledger)
+        chain = known_chain(ledger, digest) or Chain(read_rows(database))
     check_head(recorded, chain, digest)
+    know_chain(ledger, digest, chain)
     return chain, digest
+
+
+_KNOWN: dict[str, tuple[str, Chain]] = {}
+_KNOWN_LEDGERS = 256
+
+
+def known_chain(ledger: Path, digest: str) -> Chain | None:
+    """The chain of a file that this process verified before, if its bytes are still the same (SHA-256). The head is still to
+    be checked."""
+    kept, chain = _KNOWN.get(str(ledger.absolute()), ("", None))
+    return chain.copy() if chain is not None and kept == digest else None
+
+
+def know_chain(ledger: Path, digest: str, chain: Chain) -> None:
+    """Remember a chain that was verified, or written after one that was. No lock: each step is one of the interpreter's own,
+    and what is kept never changes, so threads and forked processes may call this."""
+    while len(_KNOWN) >= _KNOWN_LEDGERS:
+        _KNOWN.pop(next(iter(_KNOWN), ""), None)
+    _KNOWN[str(ledger.absolute())] = (digest, chain.copy())
 
 
 def verify_export(lines: Iterable[str]) -> Chain:
@@ -65,9 +88,10 @@ def verify_export(lines: Iterable[str]) -> Chain:
 
 
 @contextmanager
-def opened(ledger: Path) -> Iterator[sqlite3.Connection]:
+def opened(ledger: Path, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
     """A connection of its own, so that nothing is trusted from a cache; rolls back unless the body commits.
 
+    durable: what is committed survives a power cut, not only the end of this process.
     Errors: LedgerError where the file is missing, is no database, or stays locked for 60 seconds.
     """
     check_exists(ledger)
@@ -75,7 +99,7 @@ def opened(ledger: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(sqlite3.connect(uri, uri=True, timeout=60.0, isolation_level=None)) as database:
             # EXTRA also syncs the folder once the journal is gone: without it a power cut may undo a committed charge.
-            database.execute("PRAGMA synchronous=EXTRA")
+            database.execute(f"PRAGMA synchronous={'EXTRA' if durable else 'OFF'}")
             yield database
     except sqlite3.Error as error:
         raise LedgerError(_complaint(ledger, error)) from error
@@ -130,16 +154,18 @@ def read_head(path: Path) -> Head:
         raise LedgerError(f"the ledger's head file {str(path)!r} cannot be read ({error}); {RESTORE}.") from error
 
 
-def write_head(path: Path, head: Head) -> None:
-    """Replace the head file durably: after return it survives a power cut, and no reader sees half of it."""
+def write_head(path: Path, head: Head, *, durable: bool = True) -> None:
+    """Replace the head file: no reader sees half of it, and with `durable` it survives a power cut after return."""
     temporary = path.with_name(path.name + ".part")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(json.dumps(asdict(head)) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         raise LedgerError(f"the ledger's head file {str(path)!r} cannot be written: {error}.") from error
 

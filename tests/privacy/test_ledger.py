@@ -1,6 +1,7 @@
 """The ledger's promises: durable before training, one budget for all, nothing altered unseen."""
 
 import math
+import os
 import random
 import shutil
 import signal
@@ -19,7 +20,8 @@ from typing import Any
 import pytest
 
 from fedimaging.errors import BudgetExceeded, LedgerError, PrivacyError
-from fedimaging.privacy import accounting, ledger_events
+from fedimaging.privacy import accounting, ledger_events, ledger_verify
+from fedimaging.privacy import ledger as ledger_module
 from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.ledger import Entry, Ledger
 from fedimaging.privacy.ledger_verify import head_path, verify_export
@@ -507,7 +509,8 @@ from pathlib import Path
 from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.ledger import Ledger
 folder = Path(sys.argv[1])
-ledger = Ledger.open_or_create(folder / "ledger.sqlite")
+Ledger.open_or_create(folder / "ledger.sqlite")
+ledger = Ledger(folder / "ledger.sqlite", durable=sys.argv[2] == "True")
 print("up", flush=True)
 ran = open(folder / "ran", "ab", buffering=0)
 while True:
@@ -519,10 +522,10 @@ while True:
 """
 
 
-def kill_and_resume(folder: Path, times: int) -> None:
+def kill_and_resume(folder: Path, times: int, *, durable: bool = True) -> None:
     draw = random.Random(0)
     for _ in range(times):
-        trainer = subprocess.Popen([sys.executable, "-c", TRAINER, str(folder)], stdout=subprocess.PIPE)
+        trainer = subprocess.Popen([sys.executable, "-c", TRAINER, str(folder), str(durable)], stdout=subprocess.PIPE)
         if draw.random() < 0.9:
             trainer.stdout.readline()
         time.sleep(draw.random() * 0.1)
@@ -536,10 +539,49 @@ def kill_and_resume(folder: Path, times: int) -> None:
     assert charged <= (folder / "ran").stat().st_size + crashes
 
 
-def test_killed_at_any_moment_no_step_goes_uncharged(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, 8)
+@pytest.mark.parametrize("durable", [True, False])
+def test_killed_at_any_moment_no_step_goes_uncharged(durable: bool, tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, 8, durable=durable)
+
+
+def test_only_a_simulated_hospital_spares_itself_the_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = list[int]()
+    monkeypatch.setattr(os, "fsync", synced.append)
+    real = Ledger.create(tmp_path / "real.sqlite")
+    of_creation = len(synced)
+    entry = real.reserve(study="s", run="r", round=1, charge=CHARGE, budget=BUDGET, epsilon_of=lambda charges, delta: 0.0)
+    real.settle(entry.id, 1)
+    assert len(synced) > of_creation > 0
+    synced.clear()
+    simulated = Ledger.open_or_create(tmp_path / "simulated.sqlite")
+    simulated.reserve(study="s", run="r", round=1, charge=CHARGE, budget=BUDGET, epsilon_of=lambda charges, delta: 0.0)
+    assert synced == []
+    assert [row.kind for row in Ledger.open_or_create(simulated.path).rows()] == ["created", "reserved"]
 
 
 @pytest.mark.slow
 def test_killed_two_hundred_times(tmp_path: Path) -> None:
     kill_and_resume(tmp_path, 200)
+
+
+def test_bytes_that_were_verified_are_not_verified_again_and_others_are(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve(ledger)
+    read = list[int]()
+    original = ledger_verify.read_rows
+
+    def counted(database: sqlite3.Connection) -> list[ledger_events.Row]:
+        rows = original(database)
+        read.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(ledger_verify, "read_rows", counted)
+    monkeypatch.setattr(ledger_module, "read_rows", counted)
+    entry = reserve(Ledger(ledger.path), round=2)
+    Ledger(ledger.path).settle(entry.id, 1)
+    assert [row.kind for row in ledger.rows()] == ["created", "reserved", "reserved", "settled"]
+    assert read == []
+    with sqlite3.connect(ledger.path) as other:
+        other.execute("PRAGMA user_version = 7")
+    with pytest.raises(LedgerError, match="altered outside its events"):
+        ledger.charges()
+    assert read == [4]
