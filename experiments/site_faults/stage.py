@@ -99,7 +99,9 @@ class Stage:
             name, ["site", "run", name])  # fmt: skip
         place = "server" if name in ("start", "run") else name
         program = ["-m", "fedimaging.cli"] if place == "server" else [str(_TRACED)]
-        environment = os.environ | {"KILL_ANYWHERE_TRACE": str(self.folder / f"{name}.trace")} | self.extra.get(name, {})
+        # Several hospitals on one small machine: with more threads than cores each, they hinder each other.
+        traced = {"OMP_NUM_THREADS": "1", "KILL_ANYWHERE_TRACE": str(self.folder / f"{name}.trace")}
+        environment = os.environ | traced | self.extra.get(name, {})
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
                 [*self.net.inside(place), sys.executable, *program, *command, *(["--resume"] if resume else [])],

@@ -70,16 +70,16 @@ def run_site(joining: Joining, work: Work, stop: threading.Event) -> None:
                 continue
             trouble.over()
             work.say(f"{joining.name} has joined {joining.server}.")
-            _stay(line, joining.name, work, stop)
+            _stay(line, joining.name, work, trouble, stop)
             stop.wait(pace(0.0, least=1.0, most=1.0))  # else a server could make it join again without pause
     finally:
         line.close()
 
 
-def _stay(line: FleetLine, name: str, work: Work, stop: threading.Event) -> None:
+def _stay(line: FleetLine, name: str, work: Work, trouble: "_Trouble", stop: threading.Event) -> None:
     """Answer messages until `stop`, or until it is better to join anew: the server does not know this hospital any more, or
     a message may have got lost with an answer that was cut off (who joins anew gets what he has not answered again)."""
-    trouble, idle_since, cut = _Trouble(work), time.monotonic(), False
+    idle_since, cut = time.monotonic(), False
     with Heartbeat(line.beat, HEARTBEAT_SECONDS) as heart:
         while not stop.is_set() and not heart.lost.is_set():
             try:
@@ -88,8 +88,8 @@ def _stay(line: FleetLine, name: str, work: Work, stop: threading.Event) -> None
                 cut = cut or isinstance(error, LinkCut)
                 stop.wait(trouble.met(str(error)))
                 continue
-            except LinkError as error:
-                work.say(_why(error))
+            except LinkError as error:  # said and noted once, here or by the next attempt to join
+                trouble.met(_why(error), _code(error))
                 break
             except ValueError as error:
                 stop.wait(trouble.met(f"the server sent something that is no message: {error}"))

@@ -173,7 +173,15 @@ def test_somebody_elses_certificate_is_in_the_log_once_each_time_it_is_met(ran: 
     bad = LinkUntrusted("somebody else answers")
     done = ran(activate=[bad, bad, bad], next=[waiting(), bad, waiting()], reply=[LinkDown("away"), bad]).go()
     assert done.answers() == ["update", "update"]
-    assert done.codes == ["server_untrusted"] * 2
+    assert done.codes == ["server_untrusted"] * 3  # when joining, when replying, when asking
+
+
+def test_a_certificate_that_is_wrong_when_asking_and_when_joining_anew_is_noted_once(ran: Callable[..., Ran]) -> None:
+    bad = LinkUntrusted("somebody else answers")
+    done = ran(activate=[None, bad, bad], next=[bad, waiting()]).go()
+    assert done.answers() == ["update"]
+    assert done.codes == ["server_untrusted"]
+    assert done.said.count("somebody else answers") == 1
 
 
 def test_a_run_that_ended_meanwhile_is_let_go(ran: Callable[..., Ran]) -> None:
