@@ -93,7 +93,11 @@ def delta_for(charges: Sequence[Charge], epsilon: float) -> float:
 
 def deltas(charges: Sequence[Charge], epsilons: np.ndarray) -> np.ndarray:
     """`delta_for` at many epsilons at once."""
-    steps = steps_of(charges)
+    return deltas_of_steps(steps_of(charges), epsilons)
+
+
+def deltas_of_steps(steps: Steps, epsilons: np.ndarray) -> np.ndarray:
+    """The same of what `steps_of` or `patient_steps_of` gave."""
     if not steps:
         return np.zeros(len(epsilons))
     grid = _affordable(steps, GRID)

@@ -129,10 +129,10 @@ def _attacked(
         _picture(target, name, candidates, found)
     claim = None
     if plan is not None:
-        charge = (Charge(plan.noise_multiplier, 1.0, 1, plan.unit),)
-        from fedimaging.privacy.accounting import epsilon
+        from fedimaging.privacy.accounting import epsilon_of_steps, steps_of
 
-        claim = Claim(lambda fpr: ceiling((charge,), fpr), epsilon(charge, plan.delta))
+        charged = steps_of([Charge(plan.noise_multiplier, 1.0, 1, plan.unit)])
+        claim = Claim(lambda fpr: ceiling((charged,), fpr), epsilon_of_steps(charged, plan.delta))
     groups = {
         "control": control.metrics(), "chance": 1 / len(candidates),
         "identification_ceiling": None if claim is None else claim.ceiling(1 / len(candidates)),

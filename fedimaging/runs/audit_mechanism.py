@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedimaging.audits.membership import Estimate
 from fedimaging.audits.white_box import Mechanism, WhiteBoxAudit, audit_mechanism
+from fedimaging.privacy.accounting import steps_of
 from fedimaging.privacy.budget import Charge
 from fedimaging.privacy.dpsgd import DpPlan, private_gradient
 from fedimaging.privacy.noise import SimulatedNoise
@@ -34,8 +35,8 @@ def audit_white_box(target: Target, confidence: float) -> Entry:
     found = audit_mechanism(
         step.mechanism, step.direction(), plan.noise_multiplier, trials=trials, delta=plan.delta, confidence=confidence
     )
-    charge = (Charge(plan.noise_multiplier, 1.0, 1, plan.unit),)
-    claim = Claim(lambda fpr: ceiling((charge,), fpr), found.claimed_epsilon)
+    charged = steps_of([Charge(plan.noise_multiplier, 1.0, 1, plan.unit)])
+    claim = Claim(lambda fpr: ceiling((charged,), fpr), found.claimed_epsilon)
     metrics = {"epsilon_low": figure_low(found.epsilon_low), "mu_low": figure_low(found.mu_low, found.mu_low),
                "mu": figure(Estimate(found.mu_hat, found.mu_low, float("nan")))}
     words = f"one step of {site} at noise multiplier {plan.noise_multiplier:.3g}, engine {plan.engine}"

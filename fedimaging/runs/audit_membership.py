@@ -13,7 +13,7 @@ import numpy as np
 
 from fedimaging.audits.lira import confidences, offline_scores
 from fedimaging.audits.membership import auc, unit_means
-from fedimaging.privacy.accounting import epsilon
+from fedimaging.privacy.accounting import Steps, epsilon_of_steps, patient_steps_of, steps_of
 from fedimaging.privacy.budget import Charge
 from fedimaging.runs.audit_entry import Claim, Entry, figure, membership_entry
 from fedimaging.runs.audit_options import AuditOptions
@@ -53,23 +53,22 @@ def claim_of(target: Target, charges: Mapping[str, tuple[Charge, ...]], unit: st
     or nothing that can be read for this unit."""
     if not charges:
         return None
-    read = {name: for_unit(each, unit) for name, each in charges.items()}
-    if any(each is None for each in read.values()):
+    known = {name: read_for(each, unit) for name, each in charges.items()}
+    guarantees = tuple(steps for steps in known.values() if steps is not None)
+    if len(guarantees) < len(known):
         return None
-    known = {name: each for name, each in read.items() if each is not None}
-    largest = max(epsilon(each, target.federation.plans[name].delta) for name, each in known.items())
-    return Claim(lambda fpr: ceiling(tuple(known.values()), fpr), largest)
+    deltas = [target.federation.plans[name].delta for name in known]
+    largest = max(epsilon_of_steps(steps, delta) for steps, delta in zip(guarantees, deltas, strict=True))
+    return Claim(lambda fpr: ceiling(guarantees, fpr), largest)
 
 
-def for_unit(charges: tuple[Charge, ...], unit: str) -> tuple[Charge, ...] | None:
-    """Charges that the accountant reads for this unit; None where the bound on a patient's records is not known."""
-    if unit == "record" or all(charge.unit == "patient" for charge in charges):
-        return charges
+def read_for(charges: tuple[Charge, ...], unit: str) -> Steps | None:
+    """The charges as the accountant reads them for this unit; None where the bound on a patient's records is not known."""
+    if unit == "record":
+        return steps_of(charges)
     if any(charge.unit == "record" and charge.scans_per_patient is None for charge in charges):
         return None
-    # A charge per patient beside charges per record makes the accountant read all of them for the patient; one step of so
-    # much noise costs nothing that shows.
-    return (*charges, Charge(1e6, 1.0, 1, "patient"))
+    return patient_steps_of(charges)
 
 
 @dataclass(frozen=True)

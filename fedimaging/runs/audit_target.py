@@ -13,8 +13,9 @@ import numpy as np
 
 from fedimaging.data.dataset import Dataset
 from fedimaging.errors import RunError
+from fedimaging.privacy.accounting import Steps
 from fedimaging.privacy.budget import Charge
-from fedimaging.privacy.ceilings import tpr_ceiling
+from fedimaging.privacy.ceilings import tpr_ceiling_of_steps
 from fedimaging.privacy.ledger import Ledger
 from fedimaging.privacy.ledger_verify import head_path
 from fedimaging.runs import hospitals
@@ -127,14 +128,12 @@ def open_target(run: Path) -> Target:
     )
 
 
-def ceiling(charges: tuple[tuple[Charge, ...], ...], fpr: float) -> float:
+def ceiling(guarantees: tuple[Steps, ...], fpr: float) -> float:
     """The greatest true positive rate under the weakest of these guarantees: for patients of several hospitals."""
-    return max(_ceiling(each, min(1.0, fpr)) for each in set(charges))
+    return max(_ceiling(each, min(1.0, fpr)) for each in set(guarantees))
 
 
-@lru_cache(maxsize=4096)
-def _ceiling(charges: tuple[Charge, ...], fpr: float) -> float:
-    return tpr_ceiling(charges, fpr)
+_ceiling = lru_cache(maxsize=4096)(tpr_ceiling_of_steps)
 
 
 def _charges(run: Path, federation: SimulatedFederation, name: str) -> tuple[Charge, ...]:
