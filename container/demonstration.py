@@ -60,10 +60,15 @@ def study_of(sites: list[str], rounds: int) -> dict[str, Any]:
 
 def lay_out(folder: Path, host: str, rounds: int) -> None:
     """Everything up to the point where server and hospitals can be started."""
-    fedimaging(folder, f"server init server --host {host}")
     sites = write_scans(folder / "scans", PhantomSpec(patients=900, hospitals=4, scans_per_patient=(1, 2)))
-    (folder / "server" / "study.yaml").write_text(yaml.safe_dump(study_of(sites, rounds), sort_keys=False), encoding="utf-8")
-    for site in sites:
+    found(folder, host, study_of(sites, rounds))
+
+
+def found(folder: Path, host: str, study: dict[str, Any]) -> None:
+    """Server and hospitals of this study, each with the scans that lie in FOLDER/scans: keys exchanged, study approved."""
+    fedimaging(folder, f"server init server --host {host}")
+    (folder / "server" / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    for site in study["hospitals"]["sites"]:
         fedimaging(folder, f"site init {site} --name {site} --server {host}:8443 --ca server/ca.crt --data ../scans/{site}")
         policy = folder / site / "policy.yaml"
         policy.write_text(policy.read_text(encoding="utf-8").replace("release_evaluation: none", "release_evaluation: coarsened"))

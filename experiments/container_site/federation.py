@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from image import ROOT
 
 OTHERS, SITE = f"fi-others-{os.getpid()}", f"fi-container-{os.getpid()}"
@@ -41,18 +42,35 @@ def _ip(*command: str) -> None:
 
 @dataclass
 class Federation:
-    """Server and hospitals as container/demonstration.py lays them out; what is started is ended by `end`."""
+    """Server and hospitals as container/demonstration.py lays them out; what is started is ended by `end`. `xrays`: the folder of
+    the chest X-rays, for the federation of experiments/deployment with the container as its fourth hospital."""
 
     folder: Path
     rounds: int
+    xrays: Path | None = None
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def lay_out(self) -> None:
         """Keys, registration, approvals, scans. Error: SystemExit."""
+        if self.xrays is not None:
+            self._lay_out_xrays(self.xrays)
+            return
         script = [sys.executable, str(ROOT / "container" / "demonstration.py"), str(self.folder)]
         done = subprocess.run([*script, "--host", SERVER, "--rounds", str(self.rounds)], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+    def _lay_out_xrays(self, source: Path) -> None:
+        sys.path += [str(ROOT / "container"), str(ROOT / "experiments" / "deployment")]
+        from demonstration import found
+        from people import REGIONS, give_data
+
+        study = yaml.safe_load((ROOT / "experiments" / "deployment" / "study.yaml").read_text(encoding="utf-8"))
+        study["hospitals"]["sites"] = [f"hospital_{place:02d}" for place in range(1, len(REGIONS) + 1)]
+        study["federation"]["rounds"] = self.rounds
+        for name, regions in zip(study["hospitals"]["sites"], REGIONS.values(), strict=True):
+            give_data(source, self.folder / "scans" / name, name, regions)
+        found(self.folder, SERVER, study)
 
     def start(self, name: str, *command: str) -> None:
         """A plain process of this Python on the others' host."""

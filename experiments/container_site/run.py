@@ -137,10 +137,10 @@ def _end_lines(box: Container, federation: Federation) -> Iterator[Line]:
         yield Line(f"its {what}, verified inside it", " ".join(told.split()), True)
 
 
-def show(folder: Path, rounds: int) -> Iterator[Line]:
+def show(folder: Path, rounds: int, xrays: Path | None) -> Iterator[Line]:
     """Every line, in a folder that is not there yet."""
     folder.mkdir()
-    engine, federation = Engine(folder / "engine"), Federation(folder / "federation", rounds)
+    engine, federation = Engine(folder / "engine"), Federation(folder / "federation", rounds, xrays)
     yield from image_lines(engine, folder)
     federation.lay_out()
     site, scans = federation.folder / NAME, federation.folder / "scans" / NAME
@@ -162,7 +162,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--data", type=Path, help="the shared images: real X-rays, as in experiments/deployment")
     given = parser.parse_args()
+    xrays = given.data.resolve() / "cxr_multisite" if given.data else None
     if why := missing():
         print(f"cannot be shown here: {why}", file=sys.stderr)
         sys.exit(2)
@@ -170,7 +172,7 @@ def main() -> None:
     lines = []
     try:
         with tempfile.TemporaryDirectory(prefix="fedimaging-container-") as work:
-            for line in show(Path(work, "shown"), given.rounds):
+            for line in show(Path(work, "shown"), given.rounds, xrays):
                 lines.append(line)
                 print(row(len(lines), line), flush=True)
     except NoWheels as error:
