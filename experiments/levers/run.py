@@ -28,9 +28,6 @@ PLAIN = (
 )
 ROWS: dict[str, tuple[str, ...]] = {
     "the recipe": (),
-    "plain DP-SGD: small CNN, FedAvg, 15 epochs of batches of 256": PLAIN,
-    "the same CNN, pretrained on phantoms": (*PLAIN, "model={name: small_cnn, weights: PRETRAINED}"),
-    "the same CNN, pretrained, head alone trained": (*PLAIN, "model={name: small_cnn, weights: PRETRAINED, trainable: head}"),
     "features not whitened (802 numbers)": ("model={name: wavelet_net}", "training.learning_rate=3.0"),
     "no server momentum (learning rate times 10)": ("federation.algorithm=fedavg", "training.learning_rate=10.0"),
     "last model instead of the mean of 30": ("federation.average_last=1",),
@@ -45,6 +42,12 @@ ROWS: dict[str, tuple[str, ...]] = {
     "learning rate 0.3": ("training.learning_rate=0.3",),
     "learning rate 3": ("training.learning_rate=3.0",),
     "ideal secure sum (simulation only)": ("privacy.secure_sum=ideal", "federation.minimum_replies=5"),
+    "plain DP-SGD: small CNN, FedAvg, 15 epochs of batches of 256": PLAIN,
+    "the same CNN, weights standardised": (*PLAIN, "model={name: small_cnn, weight_standardisation: true}"),
+    "the same CNN, pretrained on phantoms": (*PLAIN, "model={name: small_cnn, weights: PRETRAINED}"),
+    "the same CNN, pretrained, head alone trained": (*PLAIN, "model={name: small_cnn, weights: PRETRAINED, trainable: head}"),
+    "the same CNN, 2 views of each patient inside the clip": (
+        *PLAIN, "privacy.views_per_patient=2", "training.augment={shift: 0.1, rotate_degrees: 10, scale: 0.1}"),
 }
 
 
@@ -120,6 +123,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("sweeps") / "levers")
     given = parser.parse_args()
     began, budgets, folder = time.monotonic(), given.epsilon.split(","), given.work.resolve()
+    given.data = str(Path(given.data).resolve())
     proxy = choose_learning_rate(folder, given.epsilon)
     found: dict[str, dict[str, dict[int, float]]] = {}
     for place, (name, overrides) in enumerate(ROWS.items()):
@@ -129,20 +133,25 @@ def main() -> None:
             sweep(RECIPE, out, given.epsilon, given.seeds, (f"data.root={given.data}", *changed))
             found[name] = values(out)
             print(name, {e: round(mean(v.values()), 4) for e, v in found[name].items()}, flush=True)
+            write(proxy, found, budgets, given.seeds, time.monotonic() - began)
+    print((HERE / "results" / "table.md").read_text(encoding="utf-8"))
+
+
+def write(proxy: list[str], found: dict, budgets: list[str], seeds: int, seconds: float) -> None:
+    """The table of the rows so far."""
     lines = [f"| | {' | '.join(f'ε = {one}' for one in budgets)} |", "|---" * (len(budgets) + 1) + "|"]
     for name, by_epsilon in found.items():
         cells = [interval(list(next(v for e, v in by_epsilon.items() if float(e) == float(one)).values())) for one in budgets]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     said = (
-        f"{given.seeds} seeds, mean and 95 % interval over seeds, {time.strftime('%Y-%m-%d')}, {platform.machine()}, Python "
-        f"{platform.python_version()}, torch {version('torch')}, {time.monotonic() - began:.0f} s."
+        f"{seeds} seeds, mean and 95 % interval over seeds, {time.strftime('%Y-%m-%d')}, {platform.machine()}, Python "
+        f"{platform.python_version()}, torch {version('torch')}, {seconds:.0f} s."
     )
     tables = ["Learning rate on generated patients (AUROC, 2 seeds):", "", *proxy, "", "PneumoniaMNIST (AUROC):", "", *lines]
     text = "\n".join([*tables, "", said])
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "table.md").write_text(text + "\n", encoding="utf-8")
     (HERE / "results" / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(text)
 
 
 if __name__ == "__main__":

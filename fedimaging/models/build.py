@@ -10,6 +10,7 @@ from fedimaging.errors import StudyError
 from fedimaging.models.dp_safe import freeze_unused, make_dp_safe, require_independent_scans
 from fedimaging.models.layout import Layout
 from fedimaging.models.lora import add_lora
+from fedimaging.models.standardised import standardise_weights
 from fedimaging.models.state import head_parameter_names, norm_parameter_names
 from fedimaging.models.weights import load_weights
 
@@ -25,6 +26,8 @@ def build(spec: "ModelSpec", builder: "Builder", layout: Layout, seed: int) -> n
     if spec.weights is not None:
         load_weights(model, spec.weights, sha256=spec.weights_sha256, norm_statistics=spec.norm == "frozen")
     model = make_dp_safe(model, norm=spec.norm).train()
+    if spec.weight_standardisation:
+        standardise_weights(model)
     probe, other = _probes(layout)
     _check_output(model, spec.name, layout, probe)
     require_independent_scans(model, probe, other)

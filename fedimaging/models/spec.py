@@ -19,6 +19,7 @@ class ModelSpec(Spec):
     weights_sha256: pins the content of that file, so that every hospital starts from the same weights.
     trainable: `all`; `head` (the last layer only); `norm` (normalisation weights and biases, and the head); `lora`
         (updates of rank `lora_rank` to a transformer's linear layers, and the head).
+    weight_standardisation: every convolution works with its weights at mean 0 and one norm (`standardised.py`).
     options: keyword options of that network's builder in `fedimaging/models/`, e.g. `{growth_rate: 8}`.
     Error: StudyError for an unknown name or option; pydantic's for the rest.
     """
@@ -29,6 +30,7 @@ class ModelSpec(Spec):
     weights_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     trainable: Literal["all", "head", "norm", "lora"] = "all"
     lora_rank: int = Field(4, ge=1, le=1024)
+    weight_standardisation: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
