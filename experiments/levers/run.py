@@ -3,11 +3,13 @@
     python experiments/levers/run.py --data FOLDER_WITH_PNEUMONIAMNIST [--epsilon 1,3,8] [--seeds 3] [--only ROW …]
 
 Each row is `fedimaging sweep` over PneumoniaMNIST at five hospitals (configs/recipes/small_hospitals.yaml) with something
-changed; the first row changes nothing. Before them the learning rate is chosen on generated patients (proxy.yaml). Writes
-results/table.md and results/results.json. A killed run goes on where it was.
+changed; the first row changes nothing. Before them learning rate and noise limit are chosen on generated patients (proxy.yaml).
+Writes
+results/table.md and results/results.json after every row. A killed run goes on where it was.
 """
 
 import argparse
+import csv
 import json
 import platform
 import subprocess
@@ -28,8 +30,13 @@ PLAIN = (
 )
 ROWS: dict[str, tuple[str, ...]] = {
     "the recipe": (),
-    "features not whitened (802 numbers)": ("model={name: wavelet_net}", "training.learning_rate=3.0"),
-    "no server momentum (learning rate times 10)": ("federation.algorithm=fedavg", "training.learning_rate=10.0"),
+    "no noise limit, learning rate 1": ("federation.noise_limit=null", "training.learning_rate=1.0"),
+    "no noise limit, learning rate 3": ("federation.noise_limit=null",),
+    "half the noise limit": ("federation.noise_limit=0.0035",),
+    "twice the noise limit": ("federation.noise_limit=0.014",),
+    "features not whitened (802 numbers), no noise limit": ("model={name: wavelet_net}", "federation.noise_limit=null"),
+    "no server momentum (learning rate and limit times 10)": (
+        "federation.algorithm=fedavg", "training.learning_rate=30.0", "federation.noise_limit=0.07"),
     "last model instead of the mean of 30": ("federation.average_last=1",),
     "running mean (decay 0.95) instead": ("federation.average_last=1", "federation.model_ema=0.95"),
     "clip norm 0.3": ("privacy.clip_norm=0.3",),
@@ -39,8 +46,6 @@ ROWS: dict[str, tuple[str, ...]] = {
     "20 rounds of 5 local steps": ("federation.rounds=20", "training.local_steps=5", "federation.average_last=6"),
     "30 rounds": ("federation.rounds=30", "federation.average_last=9"),
     "300 rounds": ("federation.rounds=300", "federation.average_last=90"),
-    "learning rate 0.3": ("training.learning_rate=0.3",),
-    "learning rate 3": ("training.learning_rate=3.0",),
     "ideal secure sum (simulation only)": ("privacy.secure_sum=ideal", "federation.minimum_replies=5"),
     "plain DP-SGD: small CNN, FedAvg, 15 epochs of batches of 256": PLAIN,
     "the same CNN, weights standardised": (*PLAIN, "model={name: small_cnn, weight_standardisation: true}"),
@@ -63,8 +68,6 @@ def sweep(study: Path, out: Path, epsilon: str, seeds: int, overrides: tuple[str
 
 def values(out: Path, metric: str = "auroc") -> dict[str, dict[int, float]]:
     """Epsilon -> seed -> the federation's metric on all test patients, from results.csv."""
-    import csv
-
     found: dict[str, dict[int, float]] = {}
     with (out / "results.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -94,22 +97,29 @@ def pretrained(folder: Path) -> Path:
     return run / "weights.safetensors"
 
 
-def choose_learning_rate(folder: Path, epsilon: str) -> list[str]:
-    """The proxy's table: AUROC on generated patients for each learning rate and epsilon."""
-    out = folder / "proxy"
-    sweep(HERE / "proxy.yaml", out, epsilon, 2, ("training.learning_rate=0.3,1.0,3.0",))
-    import csv
+def choose_on_generated(folder: Path, epsilon: str) -> list[str]:
+    """The proxy's tables: AUROC on generated patients at each epsilon, for learning rates without a limit, then for limits."""
+    lines = []
+    for name, out, overrides in (
+        ("training.learning_rate", "rates", ("federation.noise_limit=null", "training.learning_rate=0.3,0.5,0.7,1,1.5,2,3,5")),
+        ("federation.noise_limit", "limits", ("federation.noise_limit=0.0035,0.005,0.007,0.01,0.014",)),
+    ):
+        sweep(HERE / "proxy.yaml", folder / out, epsilon, 2, overrides)
+        lines += [*_by_key(folder / out, name, epsilon.split(",")), ""]
+    return lines
 
+
+def _by_key(out: Path, key: str, budgets: list[str]) -> list[str]:
     found: dict[tuple[str, str], list[float]] = {}
     with (out / "results.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if (row["arm"], row["scope"], row["metric"]) == ("federated", "test", "auroc"):
-                found.setdefault((row["training.learning_rate"], row["epsilon"]), []).append(float(row["value"]))
-    rates, budgets = sorted({rate for rate, _ in found}, key=float), epsilon.split(",")
-    lines = [f"| learning rate | {' | '.join(f'ε = {one}' for one in budgets)} | mean |", "|---" * (len(budgets) + 2) + "|"]
-    for rate in rates:
-        cells = [mean(next(v for (r, e), v in found.items() if r == rate and float(e) == float(one))) for one in budgets]
-        lines.append(f"| {rate} | {' | '.join(f'{cell:.4f}' for cell in cells)} | {mean(cells):.4f} |")
+                found.setdefault((row[key], row["epsilon"]), []).append(float(row["value"]))
+    values = sorted({value for value, _ in found}, key=float)
+    lines = [f"| {key} | {' | '.join(f'ε = {one}' for one in budgets)} | mean |", "|---" * (len(budgets) + 2) + "|"]
+    for value in values:
+        cells = [mean(next(v for (r, e), v in found.items() if r == value and float(e) == float(one))) for one in budgets]
+        lines.append(f"| {value} | {' | '.join(f'{cell:.4f}' for cell in cells)} | {mean(cells):.4f} |")
     return lines
 
 
@@ -124,7 +134,7 @@ def main() -> None:
     given = parser.parse_args()
     began, budgets, folder = time.monotonic(), given.epsilon.split(","), given.work.resolve()
     given.data = str(Path(given.data).resolve())
-    proxy = choose_learning_rate(folder, given.epsilon)
+    proxy = choose_on_generated(folder, given.epsilon)
     found: dict[str, dict[str, dict[int, float]]] = {}
     for place, (name, overrides) in enumerate(ROWS.items()):
         if name in given.only:
@@ -147,7 +157,7 @@ def write(proxy: list[str], found: dict, budgets: list[str], seeds: int, seconds
         f"{seeds} seeds, mean and 95 % interval over seeds, {time.strftime('%Y-%m-%d')}, {platform.machine()}, Python "
         f"{platform.python_version()}, torch {version('torch')}, {seconds:.0f} s."
     )
-    tables = ["Learning rate on generated patients (AUROC, 2 seeds):", "", *proxy, "", "PneumoniaMNIST (AUROC):", "", *lines]
+    tables = ["Generated patients (AUROC, 2 seeds):", "", *proxy, "PneumoniaMNIST (AUROC):", "", *lines]
     text = "\n".join([*tables, "", said])
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "table.md").write_text(text + "\n", encoding="utf-8")

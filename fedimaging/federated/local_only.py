@@ -65,8 +65,8 @@ def _train_group(
     refused: dict[str, str] = {}
     for number in range(1, federation.study.federation.rounds + 1):
         for site, delta in _round(grid, federation, nodes, states, number, refused):
-            state = states[site]
-            new, moments = server_step(state.weights, delta.astype(np.float64), state.moments, federation.study.federation)
+            state, scaled = states[site], delta.astype(np.float64) * federation.update_scale([site])
+            new, moments = server_step(state.weights, scaled, state.moments, federation.study.federation)
             keep = federation.study.federation.average_last
             recent = (*state.recent, new)[-keep:] if keep > 1 else ()
             states[site] = ServerState(number, new, moments, recent)

@@ -7,7 +7,7 @@ replies in memory and calls a run without any reply a success.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from fedimaging.aggregation.cohort import cohort
 from fedimaging.aggregation.mean import StreamingMean, l2_norm
+from fedimaging.aggregation.noise_limit import update_scale
 from fedimaging.aggregation.server_optimizers import Moments, first_moments, server_step
 from fedimaging.aggregation.site_privacy import PrivateMean
 from fedimaging.errors import RunError, SiteRefusal
@@ -43,7 +44,8 @@ class Federation:
     the study's public numbers imply that the site has spent after so many rounds; NaN without privacy, or unknown.
     `identify(node)`: the site whose registered key the node has, None for a node of nobody in this study; in a simulation
     (None) nodes are believed. `maximum_update_norm`: a longer update is refused. `mean_for(round, asked)`: the mean of a
-    round's updates, where the study has site_privacy (`site_privacy.py`), or where a baseline leaves it out.
+    round's updates, where the study has site_privacy (`site_privacy.py`), or where a baseline leaves it out. `update_noise`: of
+    each training hospital, the deviation of the noise in its update per coordinate; for `federation.noise_limit`.
     """
 
     study: Study
@@ -57,6 +59,11 @@ class Federation:
     identify: Callable[[int], str | None] | None = None
     maximum_update_norm: float = math.inf
     mean_for: Callable[[int, int], StreamingMean | PrivateMean] | None = None
+    update_noise: Mapping[str, float] = field(default_factory=dict)
+
+    def update_scale(self, sites: Collection[str]) -> float:
+        """What the mean update of these hospitals is multiplied by; see `noise_limit.py`."""
+        return update_scale(self.study.federation.noise_limit, self.update_noise, self.public_weights, sites)
 
 
 class TooFewReplies(RunError):
@@ -99,6 +106,7 @@ def run_round(grid: Grid, federation: Federation, nodes: Mapping[str, int], stat
             f"are needed ({codes}); see the audit log of these hospitals.", refused,
         )
     update_mean = mean.result()
+    update_mean *= federation.update_scale(done)
     weights, moments = server_step(state.weights, update_mean, state.moments, spec)
     new = ServerState(number, weights, moments, _recent(state, weights, spec))
     trained = time.monotonic()

@@ -53,6 +53,7 @@ def train_federation(
             study=study, train_sites=federation.train_names, evaluate_sites=(),
             public_weights=hospitals.public_weights(federation, target.dataset), model_fingerprint=target.bench.fingerprint,
             planned_epsilon=lambda site, round: float("nan"), progress=tap.event, total_metrics=lambda evaluations: {},
+            update_noise=hospitals.public_noise(federation),
             mean_for=lambda round, asked: tap.around(means(round, asked) if means else StreamingMean()),
         ),
         start, on_round, on_end,

@@ -13,7 +13,7 @@ from fedimaging.privacy.accounting import epsilon
 from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.dpsgd import DpPlan
 from fedimaging.privacy.released_metrics import release_charge
-from fedimaging.site.plan import charges_of, inverse_noise, prepare_data, private_plan
+from fedimaging.site.plan import charges_of, inverse_noise, prepare_data, private_plan, update_noise
 from fedimaging.site.simulated import SimulatedFederation
 from fedimaging.study.schema import Study
 
@@ -169,6 +169,11 @@ def public_weights(federation: SimulatedFederation, dataset: Dataset) -> dict[st
         else:
             weights[name] = patients
     return weights
+
+
+def public_noise(federation: SimulatedFederation) -> dict[str, float]:
+    """Of each training hospital, the deviation of the noise in its update per coordinate; for `federation.noise_limit`."""
+    return {name: update_noise(federation.study, plan) for name, plan in federation.plans.items()}
 
 
 def planned_charges(study: Study, plan: DpPlan, rounds: int) -> list[Charge]:

@@ -27,7 +27,7 @@ from fedimaging.runs.serve import nodes_by_site
 from fedimaging.runs.serve_report import server_report
 from fedimaging.runs.server_folder import ServerFolder
 from fedimaging.runs.site_privacy import private_means, site_privacy_facts
-from fedimaging.site.plan import inverse_noise
+from fedimaging.site.plan import inverse_noise, public_plan, update_noise
 from fedimaging.site.simulated import workbench_of
 from fedimaging.study.schema import Study
 from fedimaging.training.workbench import Workbench
@@ -73,24 +73,38 @@ def check_deployable(study: Study, folder: ServerFolder) -> None:
     if study.privacy is not None and study.privacy.secure_sum != "none":
         raise StudyError(f"privacy.secure_sum={study.privacy.secure_sum!r} is for simulations; real hospitals refuse it.")
     _public_weights(study, folder)
+    _update_noise(study, folder)
 
 
 def _public_weights(study: Study, folder: ServerFolder) -> dict[str, float]:
-    sites, names = folder.sites(), study.hospitals.training_sites
     if study.federation.weights == "uniform":
-        return dict.fromkeys(names, 1.0)
-    if study.federation.weights == "inverse_noise" and study.privacy is not None and study.privacy.unit == "record":
-        raise StudyError("federation.weights=inverse_noise needs numbers of units, and hospitals declare patients, not records.")
+        return dict.fromkeys(study.hospitals.training_sites, 1.0)
+    if study.federation.weights == "inverse_noise":
+        return {name: inverse_noise(study, units) for name, units in _declared(study, folder, "weights=inverse_noise").items()}
+    return {name: float(patients) for name, patients in _declared(study, folder, "weights=public_patients").items()}
+
+
+def _update_noise(study: Study, folder: ServerFolder) -> dict[str, float]:
+    """Of each hospital, for `federation.noise_limit`."""
+    if study.federation.noise_limit is None or study.privacy is None:
+        return {}
+    declared = _declared(study, folder, "noise_limit")
+    return {name: update_noise(study, public_plan(study, patients)) for name, patients in declared.items()}
+
+
+def _declared(study: Study, folder: ServerFolder, needed_for: str) -> dict[str, int]:
+    """The numbers of patients that the training hospitals declared. Errors: StudyError, RunError where they do not do."""
+    of_records = study.privacy is not None and study.privacy.unit == "record" and needed_for != "weights=public_patients"
+    if of_records:
+        raise StudyError(f"federation.{needed_for} needs numbers of units, and hospitals declare patients, not records.")
+    sites, names = folder.sites(), study.hospitals.training_sites
     silent = [name for name in names if sites[name].patients is None]
     if silent:
         raise RunError(
-            f"federation.weights={study.federation.weights}, but {', '.join(silent)} declared no number of patients; add it with "
-            "`fedimaging server add-site NAME KEY --patients N`, or weight uniformly."
+            f"federation.{needed_for}, but {', '.join(silent)} declared no number of patients; add it with "
+            "`fedimaging server add-site NAME KEY --patients N`, or do without."
         )
-    declared = {name: sites[name].patients or 0 for name in names}
-    if study.federation.weights == "inverse_noise":
-        return {name: inverse_noise(study, patients) for name, patients in declared.items()}
-    return {name: float(patients) for name, patients in declared.items()}
+    return {name: sites[name].patients or 0 for name in names}
 
 
 @dataclass
@@ -151,6 +165,7 @@ class _Serving:
             progress=self._progress, total_metrics=assemble.total_metrics, identify=self._identify,
             maximum_update_norm=self.folder.settings.maximum_update_norm,
             mean_for=private_means(self.study, self.run.path, simulated=False),
+            update_noise=_update_noise(self.study, self.folder),
         )
 
     def _identify(self, node_id: int) -> str | None:

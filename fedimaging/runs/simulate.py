@@ -168,6 +168,7 @@ def _public(run: _Run, federation: SimulatedFederation) -> Federation:
         study=run.study, train_sites=federation.train_names, evaluate_sites=federation.test_names,
         public_weights=hospitals.public_weights(federation, run.dataset), model_fingerprint=run.bench.fingerprint,
         planned_epsilon=_planned(federation), progress=run.view.event, total_metrics=assemble.total_metrics,
+        update_noise=hospitals.public_noise(federation),
         mean_for=_means(run) if federation.arm == "federated" else lambda round, asked: StreamingMean(),
     )
 

@@ -1,5 +1,6 @@
 """What a study means at one hospital: which data it reads, the private plan of its rounds, and what all of them cost."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +47,24 @@ def private_plan(study: Study, patient_ids: np.ndarray) -> DpPlan:
     )
 
 
-def inverse_noise(study: Study, n_units: int) -> float:
-    """One over the variance of the noise, per coordinate, in a round's update of a hospital with so many units; up to a
-    factor that is the same for all hospitals. It follows from public numbers. Errors: as `private_plan`."""
+def public_plan(study: Study, n_units: int) -> DpPlan:
+    """The plan of a hospital that declares so many units, from public numbers alone. Errors: as `private_plan`."""
     if study.privacy is None:
-        raise StudyError("federation.weights=inverse_noise needs a privacy block; use public_patients.")
+        raise StudyError("privacy=None: a study without privacy has no noise to weigh by; use public_patients.")
     expected = min(study.training.batch_size, n_units)
-    plan = plan_for(study.privacy, n_units, expected, study.training.steps(n_units / expected), study.federation.rounds)
-    return (plan.denominator / plan.noise_multiplier) ** 2 / plan.steps_per_round
+    return plan_for(study.privacy, n_units, expected, study.training.steps(n_units / expected), study.federation.rounds)
+
+
+def update_noise(study: Study, plan: DpPlan) -> float:
+    """Standard deviation of the noise, per coordinate, in a round's update by plain SGD at the study's learning rate."""
+    step = plan.noise_share * plan.noise_multiplier * plan.clip_norm / plan.denominator
+    return study.training.learning_rate * step * math.sqrt(plan.steps_per_round)
+
+
+def inverse_noise(study: Study, n_units: int) -> float:
+    """One over the variance of the noise in a round's update of a hospital with so many units, up to a factor that is the same
+    for all hospitals."""
+    return update_noise(study, public_plan(study, n_units)) ** -2
 
 
 def charges_of(

@@ -25,6 +25,8 @@ class FederationSpec(ServerOptimizerSpec):
     """How the hospitals' updates become one model. `weights`: `uniform`; by the declared public patient count; or
     `inverse_noise`, the inverse variance of the noise that the hospital's public plan puts on its update.
     `average_last` and `model_ema` smooth the models of the rounds into the final one, at no privacy cost: one of the two.
+    `noise_limit`: the server shortens a round's mean update so that the noise in it has at most this standard deviation per
+    coordinate; the learning rate then falls as the noise rises.
     `site_privacy`: hospital-level privacy at the server, beside that of patients at the hospitals; needs uniform weights.
     """
 
@@ -37,6 +39,7 @@ class FederationSpec(ServerOptimizerSpec):
     weights: Literal["uniform", "public_patients", "inverse_noise"] = "uniform"
     average_last: int = Field(1, ge=1, description="the final model is the mean of the last so many rounds' models")
     model_ema: float = Field(0.0, ge=0, lt=1, description="decay of a running mean of the rounds' models, the final model")
+    noise_limit: float | None = Field(None, gt=0)
     site_privacy: SitePrivacySpec | None = None
 
     @model_validator(mode="after")
@@ -55,6 +58,8 @@ class FederationSpec(ServerOptimizerSpec):
     def _equal_hospitals(self) -> "FederationSpec":
         if self.site_privacy is not None and self.weights != "uniform":
             raise ValueError(f"site_privacy clips every hospital alike: give weights: uniform, not {self.weights!r}")
+        if self.site_privacy is not None and self.noise_limit is not None:
+            raise ValueError("noise_limit counts the hospitals' noise only, not that of site_privacy: give one of them")
         return self
 
 
@@ -139,6 +144,13 @@ class Study(Spec):
     def _noise_is_there_to_weigh(self) -> "Study":
         if self.federation.weights == "inverse_noise" and self.privacy is None:
             raise ValueError("federation.weights=inverse_noise weighs hospitals by their noise; with privacy null there is none")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_is_known(self) -> "Study":
+        plain = self.training.optimizer == "sgd" and self.training.momentum == 0
+        if self.federation.noise_limit is not None and not plain:
+            raise ValueError("federation.noise_limit knows the noise in an update of plain sgd (no momentum at the hospitals)")
         return self
 
     @model_validator(mode="after")

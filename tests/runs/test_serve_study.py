@@ -52,6 +52,8 @@ def folder(tmp_path: Path) -> ServerFolder:
         ((REAL, "federation.minimum_replies=3"), "minimum_replies=3"),
         ((REAL, "federation.minimum_replies=2", "federation.sites_per_round=1"), "minimum_replies=2"),
         ((REAL, "federation.weights=public_patients"), "hospital_02 declared no number"),
+        ((REAL, "federation.noise_limit=0.1"), "noise_limit, but hospital_02 declared no number"),
+        ((REAL, "federation.noise_limit=0.1", "privacy.unit=record"), "noise_limit needs numbers of units"),
     ],
 )
 def test_a_study_that_cannot_run_here_is_refused(

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from fedimaging.errors import DataError, FedimagingError, RunError, StudyError
 from fedimaging.privacy.ledger import Ledger
+from fedimaging.runs import hospitals
 from fedimaging.runs.live import LiveView
 from fedimaging.runs.options import Options
 from fedimaging.runs.simulate import simulate
@@ -71,6 +72,25 @@ def test_workers_change_nothing_but_the_time(privacy: tuple[str, ...], tiny_stud
     for workers in (1, 2):
         _run(study, tmp_path / str(workers), workers=workers)
     np.testing.assert_allclose(_weights(tmp_path / "1"), _weights(tmp_path / "2"), rtol=0, atol=1e-6)
+
+
+def test_a_noise_limit_shortens_the_mean_update_by_what_the_public_plans_say(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    base = (ENGINE, "federation.rounds=1", "privacy.target_epsilon=null", "privacy.noise_multiplier=2.0",
+            "training.batch_size=1000", "training.local_epochs=null", "training.local_steps=4")  # fmt: skip
+    reports = {limit: _run(tiny_study(*base, *more), tmp_path / limit) for limit, more in {
+        "none": (), "low": ("federation.noise_limit=1e-3",), "high": ("federation.noise_limit=1e3",)}.items()}  # fmt: skip
+    study, sites = tiny_study(*base), reports["none"]["sites"].values()
+    plans = hospitals.make_federation(study, hospitals.load_data(study), tmp_path / "made", "cpu").plans
+    patients = [plan.n_units for plan in plans.values()]
+    # four steps of the study's learning rate, noise multiplier 2, at each hospital over its patients; a plain mean of three
+    assert study.privacy is not None
+    each = [study.training.learning_rate * 2.0 * study.privacy.clip_norm / n * 4**0.5 for n in patients]
+    factor = 1e-3 / (sum(noise**2 for noise in each) ** 0.5 / 3)
+    norms = {limit: report["rounds"][0]["update_norm"] for limit, report in reports.items()}
+    assert factor < 0.1
+    assert norms["low"] == pytest.approx(factor * norms["none"], rel=1e-6)
+    assert norms["high"] == norms["none"]
+    assert all(site["privacy"] == other["privacy"] for site, other in zip(reports["low"]["sites"].values(), sites, strict=True))
 
 
 @pytest.mark.slow

@@ -37,6 +37,10 @@ def test_an_override_replaces_one_key() -> None:
     ("override", "words"),
     [
         ("federation.runds=3", ["federation.runds", "did you mean 'rounds'?"]),
+        (
+            "federation={noise_limit: 0.1, site_privacy: {clip_norm: 1.0, noise_multiplier: 1.0, delta: 0.01}}",
+            ["noise_limit", "site_privacy"],
+        ),
         ("training.learning_rate=fast", ["training.learning_rate='fast'", "number"]),
         ("federation.rounds=0", ["federation.rounds=0", "greater than or equal to 1"]),
         ("model.name=small_cn", ["small_cnn", "small_cn"]),
