@@ -69,7 +69,7 @@ def main() -> None:
             "--out", str(folder / name), "-o", f"data.root={folder}",
         ], check=True, stdout=subprocess.DEVNULL)  # fmt: skip
         table = (folder / name / "table.md").read_text(encoding="utf-8").strip()
-        said = f"`data check`: {checked.stdout.strip().splitlines()[0]}"
+        said = f"`data check`: {checked.stdout.strip().splitlines()[0].rpartition('/')[2]}"
         parts.append(f"## {name}\n\n{said}\n\n{table}\n\n{time.monotonic() - began:.0f} s\n")
         print(parts[-1], flush=True)
     (HERE / "results").mkdir(exist_ok=True)
