@@ -18,7 +18,7 @@ from fedimaging.runs.charts import budget_bar
 from fedimaging.runs.report import render
 from fedimaging.runs.report_privacy import Band
 from fedimaging.runs.report_text import bytes_text, count_text, delta_text, epsilon_text
-from fedimaging.runs.site_report_words import CODES, EVALUATIONS, not_protected, protected
+from fedimaging.runs.site_report_words import CODES, EVALUATIONS, not_protected, protected, unaccounted
 from fedimaging.runs.time_chart import Course, time_chart
 from fedimaging.site.approvals import Approval
 from fedimaging.site.folder import SiteFolder
@@ -60,7 +60,7 @@ def write_site_page(folder: SiteFolder, out: Path | None = None) -> Path:
     private = all(approval.plan is not None for approval in record.studies.values() if record.rounds_of(approval.study))
     page = render(
         "site.html.j2", title=f"Privacy record of {settings.name}", name=settings.name, contact=settings.contact,
-        made=day_and_time(time.time()), version=__version__, server=settings.server, lead=_lead(record),
+        made=day_and_time(time.time()), version=__version__, server=settings.server, lead=_lead(record, private=private),
         bands=_bands(folder, record, private=private), cards=_cards(record), verdicts=record.verdicts, missing=record.missing,
         spent=[_budget_row(one) for one in record.spent], chart=_chart(record),
         years=[(year, epsilon_text(value)) for year, value in record.years.items()],
@@ -76,16 +76,20 @@ def write_site_page(folder: SiteFolder, out: Path | None = None) -> Path:
     return path
 
 
-def _lead(record: Record) -> str:
+def _lead(record: Record, *, private: bool) -> str:
     updates = [one for one in record.left if one.what == "update"]
     standing = sum(approval.approved for approval in record.studies.values())
     if not record.left:
         return f"{count_text(standing, 'study', 'studies').capitalize()} may train here. Nothing has left this hospital so far."
     total = record.spent[0] if record.spent else None
+    bare = unaccounted(record)
+    what = "All of it" if private and not bare else "What left under differential privacy"
     spent = (
-        f" All of it together lets nobody learn more about any one patient than ε = {epsilon_text(total.epsilon)} allows "
+        f" {what} together lets nobody learn more about any one patient than ε = {epsilon_text(total.epsilon)} allows "
         f"(δ = {delta_text(total.budget.delta)}; {total.budget.epsilon:g} is the limit)." if total else ""
     )
+    if bare:
+        spent += f" {count_text(len(bare), 'evaluation')} without noise {'is' if len(bare) == 1 else 'are'} not counted in it."
     first, last = day_and_time(record.left[0].time)[:10], day_and_time(record.left[-1].time)[:10]
     span = f"On {first}" if first == last else f"From {first} to {last}"
     return (

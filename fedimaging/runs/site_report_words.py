@@ -2,7 +2,7 @@
 
 from fedimaging.runs.report_text import delta_text, epsilon_text, likelihood_factor_text
 from fedimaging.site.policy import SitePolicy
-from fedimaging.site.record import Record
+from fedimaging.site.record import Left, Record
 
 EVALUATIONS = {
     "metrics": "evaluation: exact metrics", "coarsened": "evaluation: rounded metrics",
@@ -36,6 +36,11 @@ CODES = {
 }
 
 
+def unaccounted(record: Record) -> list[Left]:
+    """What left this hospital without noise, so that epsilon says nothing of it: evaluations, of the patients tested on."""
+    return [one for one in record.left if one.what == "evaluation" and one.how != "noised"]
+
+
 def protected(record: Record, policy: SitePolicy, *, private: bool) -> list[tuple[str, str]]:
     """(label, sentence): what the figures promise, to whom, against whom."""
     if not private:
@@ -53,8 +58,8 @@ def protected(record: Record, policy: SitePolicy, *, private: bool) -> list[tupl
         facts.append(("How much, at most", (
             f"ε = {epsilon_text(total.epsilon)} at δ = {delta_text(total.budget.delta)} so far, all studies together; the "
             f"policy ends it at {policy.in_total.epsilon:g}. Take any one patient away, and the chance of everything that was "
-            f"or will be concluded from what left changes by a factor of at most {likelihood_factor_text(total.epsilon)}, "
-            "plus at most δ. It is a worst case: it holds against every attack, and whatever else an attacker knows."
+            f"or will be concluded from what left {'with noise ' if unaccounted(record) else ''}changes by a factor of at most "
+            f"{likelihood_factor_text(total.epsilon)}, plus at most δ. It is a worst case: it holds against every attack, and whatever else an attacker knows."
         )))
     return facts
 

@@ -45,6 +45,9 @@ def test_the_page_says_what_was_approved_ran_was_spent_and_left(folder: SiteFold
     assert "Dr. A" in text
     assert "each patient counts as one; noise multiplier 1, clipped at 1; 2 steps a round, at most 3 rounds" in text
     assert "evaluation: exact metrics" in text
+    assert "What left under differential privacy together lets nobody learn more about any one patient than" in text
+    assert "1 evaluation without noise is not counted in it." in text
+    assert "concluded from what left with noise changes by a factor" in text
     assert "Test patients: exact metrics of them, and how many there are, leave without noise." in text
     assert "a study that is not approved here, or not any more" in text
     assert "every entry checked" in text
