@@ -59,7 +59,8 @@ def protected(record: Record, policy: SitePolicy, *, private: bool) -> list[tupl
             f"ε = {epsilon_text(total.epsilon)} at δ = {delta_text(total.budget.delta)} so far, all studies together; the "
             f"policy ends it at {policy.in_total.epsilon:g}. Take any one patient away, and the chance of everything that was "
             f"or will be concluded from what left {'with noise ' if unaccounted(record) else ''}changes by a factor of at most "
-            f"{likelihood_factor_text(total.epsilon)}, plus at most δ. It is a worst case: it holds against every attack, and whatever else an attacker knows."
+            f"{likelihood_factor_text(total.epsilon)}, plus at most δ. It is a worst case: it holds against every attack, and "
+            "whatever else an attacker knows."
         )))
     return facts
 
