@@ -129,21 +129,20 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--epsilon", default="1,3,8")
     parser.add_argument("--seeds", type=int, default=3, choices=sorted(_T95))
-    parser.add_argument("--only", nargs="*", default=list(ROWS))
+    parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
     parser.add_argument("--work", type=Path, default=Path("sweeps") / "levers")
     given = parser.parse_args()
     began, budgets, folder = time.monotonic(), given.epsilon.split(","), given.work.resolve()
     given.data = str(Path(given.data).resolve())
     proxy = choose_on_generated(folder, given.epsilon)
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for place, (name, overrides) in enumerate(ROWS.items()):
-        if name in given.only:
-            changed = tuple(o.replace("PRETRAINED", str(pretrained(folder))) for o in overrides)
-            out = folder / f"{place:02d}"
-            sweep(RECIPE, out, given.epsilon, given.seeds, (f"data.root={given.data}", *changed))
-            found[name] = values(out)
-            print(name, {e: round(mean(v.values()), 4) for e, v in found[name].items()}, flush=True)
-            write(proxy, found, budgets, given.seeds, time.monotonic() - began)
+    for name in given.only:
+        changed = tuple(o.replace("PRETRAINED", str(pretrained(folder))) if "PRETRAINED" in o else o for o in ROWS[name])
+        out = folder / f"{list(ROWS).index(name):02d}"
+        sweep(RECIPE, out, given.epsilon, given.seeds, (f"data.root={given.data}", *changed))
+        found[name] = values(out)
+        print(name, {e: round(mean(v.values()), 4) for e, v in found[name].items()}, flush=True)
+        write(proxy, found, budgets, given.seeds, time.monotonic() - began)
     print((HERE / "results" / "table.md").read_text(encoding="utf-8"))
 
 
