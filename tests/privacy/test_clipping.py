@@ -217,6 +217,16 @@ def test_the_model_is_left_as_it_was(engine: str) -> None:
 
 
 @engines
+def test_a_model_that_an_evaluation_left_in_its_own_mode_is_clipped_all_the_same(engine: str) -> None:
+    model, batch = Plain().double(), scans(RAGGED, 9, 8)
+    expected = _oracle(model, class_losses, batch, 0.5)
+    model.eval()
+    model.norm.train()
+    assert _relative(_sum(engine, model, batch), expected) < 1e-9
+    assert [layer.training for layer in (model, model.conv, model.norm, model.head)] == [False, False, True, False]
+
+
+@engines
 def test_the_same_draw_gives_the_same_bits(engine: str) -> None:
     model, batch = Plain(), scans(RAGGED, 9, 8, dtype=torch.float32)
     assert torch.equal(_sum(engine, model, batch), _sum(engine, model, batch))

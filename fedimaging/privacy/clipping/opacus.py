@@ -5,6 +5,8 @@ Ghost clipping is not offered: its norms are per scan, and a patient's scans mus
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +34,9 @@ def sum_by_opacus(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm:
     Raises Unsupported where the hooks cannot follow the model (in-place changes, layers registered twice, parameters
     without a gradient), or where they give another number of rows than there are scans.
     """
-    _prove_independence(model, losses, batch)
-    gradients = _unit_gradients(model, losses, batch)
+    with _in_training(model):
+        _prove_independence(model, losses, batch)
+        gradients = _unit_gradients(model, losses, batch)
     norms = norms_of(gradients)
     keep = torch.isfinite(norms)
     factors = clip_factors(norms, clip_norm)[keep]
@@ -41,6 +44,19 @@ def sum_by_opacus(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm:
     for out, part in zip(total, gradients, strict=True):
         out += (factors.to(part) @ part[keep].reshape(len(factors), out.numel())).view(out.shape)
     return ClippedSum(total, norms, clip_norm)
+
+
+@contextmanager
+def _in_training(model: nn.Module) -> Iterator[None]:
+    """Opacus' hooks see nothing of a model that an evaluation left in its own mode. The proof is made in the same mode as the
+    gradients: a layer that mixes scans only while it trains is refused."""
+    modes = [(layer, layer.training) for layer in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
 
 
 def _unit_gradients(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[Tensor]:
