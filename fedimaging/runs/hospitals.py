@@ -36,8 +36,9 @@ def make_federation(study: Study, dataset: Dataset, folder: Path, device: str) -
     is_held_out = np.isin(site, sorted(held_out))
     train = np.where((dataset.split == "train") & ~is_held_out, code, -1).astype(np.int32)
     test = np.where((dataset.split == "test") | is_held_out, code, -1).astype(np.int32)
+    validation = np.where((dataset.split == "validation") & ~is_held_out, code, -1).astype(np.int32)
     federation = SimulatedFederation(
-        folder, study, _store(dataset), names, train, test, {}, {}, device
+        folder, study, _store(dataset), names, train, test, validation, {}, {}, device
     )
     _check_replies(study, len(federation.train_names))
     return with_evaluation_budgets(with_plans(federation, dataset), dataset)
@@ -132,6 +133,7 @@ def pooled(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFedera
         federation, folder=federation.folder / "baselines" / "pooled", names=names, arm="pooled",
         train_site=np.where(federation.train_site >= 0, 0, -1).astype(np.int32),
         test_site=np.where(federation.test_site >= 0, federation.test_site + 1, -1).astype(np.int32),
+        validation_site=np.where(federation.validation_site >= 0, federation.validation_site + 1, -1).astype(np.int32),
     )
     return with_evaluation_budgets(with_plans(arm, dataset), dataset)
 

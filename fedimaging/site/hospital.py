@@ -85,6 +85,7 @@ def _open(folder: SiteFolder, fingerprint: str) -> Site:
         bench=bench,
         train_records=data.training,
         test_records=data.testing,
+        validation_records=data.validation,
         plan=None if approval.plan is None else DpPlan(**approval.plan),
         budget=total,
         more_budgets=tuple(others),

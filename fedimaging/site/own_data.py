@@ -47,6 +47,11 @@ class OwnRows:
         return np.flatnonzero((self.split == "train") & self.trains)
 
     @property
+    def validation(self) -> np.ndarray:
+        """Places of the rows that neither train nor test: choices about a trained model are made on them."""
+        return np.flatnonzero((self.split == "validation") & self.trains)
+
+    @property
     def testing(self) -> np.ndarray:
         """Places of the rows that test."""
         return np.flatnonzero((self.split == "test") | (not self.trains))
@@ -68,6 +73,11 @@ class OwnData:
     def training(self) -> SiteRecords:
         """Scans that train."""
         return SiteRecords(self.dataset, self.rows.training, self.features)
+
+    @property
+    def validation(self) -> SiteRecords:
+        """Scans on which choices about a trained model are made."""
+        return SiteRecords(self.dataset, self.rows.validation, self.features)
 
     @property
     def testing(self) -> SiteRecords:

@@ -29,7 +29,8 @@ from fedimaging.training.workbench import MemoryFormat, SiteRecords, Workbench, 
 class SimulatedFederation:
     """Who holds which rows, and what each may spend. Saved in a run folder, from which every process opens its sites.
 
-    `train_site`, `test_site` (N,) int32: index into `names` of the hospital that trains or tests with a row, -1 nobody.
+    `train_site`, `test_site`, `validation_site` (N,) int32: index into `names` of the hospital that trains, tests or
+    validates with a row, -1 nobody.
     `arm`: `federated`, or the baseline this is; it keys the noise, so that two arms never share noise.
     """
 
@@ -39,6 +40,7 @@ class SimulatedFederation:
     names: tuple[str, ...]
     train_site: np.ndarray
     test_site: np.ndarray
+    validation_site: np.ndarray
     plans: dict[str, DpPlan]
     budgets: dict[str, Budget]
     device: str
@@ -63,7 +65,8 @@ class SimulatedFederation:
         """Write federation.npz and federation.json into the run folder, by rename."""
         def rows(path: Path) -> None:
             with path.open("wb") as file:
-                np.savez(file, train_site=self.train_site, test_site=self.test_site)
+                np.savez(
+                    file, train_site=self.train_site, test_site=self.test_site, validation_site=self.validation_site)
 
         write_whole(self.folder / "federation.npz", rows)
         write_json(self.folder / "federation.json", {
@@ -79,9 +82,10 @@ class SimulatedFederation:
         tree: dict[str, Any] = json.loads((folder / "federation.json").read_text(encoding="utf-8"))
         with np.load(folder / "federation.npz", allow_pickle=False) as rows:
             train_site, test_site = rows["train_site"], rows["test_site"]
+            validation_site = rows["validation_site"] if "validation_site" in rows else np.full_like(test_site, -1)
         return cls(
             folder, Study.model_validate(tree["study"]), Path(tree["store"]), tuple(tree["names"]), train_site,
-            test_site, {name: DpPlan(**plan) for name, plan in tree["plans"].items()},
+            test_site, validation_site, {name: DpPlan(**plan) for name, plan in tree["plans"].items()},
             {name: Budget(**budget) for name, budget in tree["budgets"].items()}, tree["device"],
             tree["arm"], tree["memory_format"],
         )
@@ -94,6 +98,7 @@ class _Opened:
     bench: Workbench
     train_rows: list[np.ndarray]
     test_rows: list[np.ndarray]
+    validation_rows: list[np.ndarray]
     features: np.ndarray | None
 
 
@@ -125,6 +130,7 @@ def open_simulated_site(folder: Path, place: int) -> Site:
         bench=opened.bench,
         train_records=SiteRecords(opened.dataset, opened.train_rows[place], opened.features),
         test_records=SiteRecords(opened.dataset, opened.test_rows[place], opened.features),
+        validation_records=SiteRecords(opened.dataset, opened.validation_rows[place], opened.features),
         plan=federation.plans.get(name),
         budget=federation.budgets.get(name),
         noise_for=lambda round: SimulatedNoise(federation.study.seed, f"{federation.arm}/{name}", round),
@@ -153,6 +159,7 @@ def _opened(folder: Path, version: int) -> _Opened:
         bench,
         _rows_by_site(federation.train_site, count),
         _rows_by_site(federation.test_site, count),
+        _rows_by_site(federation.validation_site, count),
         bench.features_of(dataset),
     )
 

@@ -73,6 +73,7 @@ class Site:
     bench: Workbench
     train_records: SiteRecords
     test_records: SiteRecords
+    validation_records: SiteRecords
     plan: DpPlan | None
     budget: Budget | None
     noise_for: Callable[[int], NoiseSource]

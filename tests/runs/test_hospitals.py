@@ -147,3 +147,18 @@ def test_a_baseline_of_one_trainer_does_not_wait_for_as_many_as_the_federation(t
         options = Options(report=False, workers=1, baselines=True)
         report = json.loads(simulate(study, tmp_path / "run", options, view).read_text())
     assert report["baselines"]["pooled"]["test"]["auroc"]["value"] is not None
+
+
+def test_validation_patients_of_a_hospital_neither_train_nor_test(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    study = tiny_study("data.split={test: 0.3, validation: 0.3, seed: 0}", "hospitals.held_out=[hospital_03]")
+    dataset = hospitals.load_data(study)
+    made = hospitals.make_federation(study, dataset, tmp_path, "cpu")
+    made.save()
+    for place, name in enumerate(made.names):
+        site = open_simulated_site(tmp_path, place)
+        ids = [set(part.patient_ids) for part in (site.train_records, site.test_records, site.validation_records)]
+        assert sum(map(len, ids)) == len(set().union(*ids)) == len(set(dataset.patient_ids[dataset.columns["site"] == name]))
+        assert [bool(part) for part in ids] == ([False, True, False] if name == "hospital_03" else [True] * 3)
+    shifted = hospitals.pooled(made, dataset)
+    assert ((shifted.validation_site >= 0) == (made.validation_site >= 0)).all()
+    assert {shifted.names[i] for i in shifted.validation_site if i >= 0} == {"hospital_01", "hospital_02"}

@@ -326,3 +326,12 @@ def test_the_plan_that_was_shown_holds_until_the_study_is_approved_again(study: 
     assert after.plan is not None
     assert asdict(before.plan) | {"n_units": 0, "sample_rate": 0} == asdict(after.plan) | {"n_units": 0, "sample_rate": 0}
     assert after.plan.n_units == before.plan.n_units - 1
+
+
+def test_a_hospital_keeps_its_validation_patients_apart(study: Path, tmp_path: Path) -> None:
+    own = pictures(tmp_path / "data")
+    manifest = own / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("p03,north,0,train", "p03,north,0,validation"))
+    site = opened(hospital(tmp_path / "north", own, study), study)
+    assert site.validation_records.patient_ids.tolist() == ["p03"]
+    assert "p03" not in {*site.train_records.patient_ids, *site.test_records.patient_ids}
