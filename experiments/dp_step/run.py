@@ -113,11 +113,14 @@ def measure(case: str, device: str, repeats: int, modes: list[str]) -> dict[str,
     plain = statistics.median(seconds["plain"])
     for mode, values in seconds.items():
         median = statistics.median(values)
-        found[mode] = {"seconds": median, "ratio": median / plain, "peak_mb": _peak_mb(mode, case, device)}
+        peak = _cuda_peak_mb(steps[mode]) if device == "cuda" else _peak_mb(mode, case)
+        found[mode] = {"seconds": median, "ratio": median / plain, "peak_mb": peak}
     return found
 
 
 def _seconds(step: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
     start = time.perf_counter()
     step()
     if device == "cuda":
@@ -125,18 +128,23 @@ def _seconds(step: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _peak_mb(mode: str, case: str, device: str) -> float:
+def _peak_mb(mode: str, case: str) -> float:
     """Memory that one step adds at its peak, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", mode, "--cases", case, "--device", device]
+    command = [sys.executable, __file__, "--peak", mode, "--cases", case]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def _own_peak_mb(mode: str, case: str, device: str) -> float:
-    step = step_of(mode, case, device)
-    if device == "cuda":
-        held = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - held) / 2**20
+def _cuda_peak_mb(step: Callable[[], object]) -> float:
+    """The device counts its own memory, so that no process of its own is needed."""
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - held) / 2**20
+
+
+def _own_peak_mb(mode: str, case: str) -> float:
+    step = step_of(mode, case, "cpu")
     Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak that the imports left
     before = _resident_peak_mb()
     step()
@@ -172,7 +180,7 @@ def main() -> None:
     keep_freed_memory()  # as every run does
     warnings.filterwarnings("ignore", message="Full backward hook is firing")  # Opacus, where images need no gradient
     if options.peak:
-        print(_own_peak_mb(options.peak, options.cases[0], options.device))
+        print(_own_peak_mb(options.peak, options.cases[0]))
         return
     hardware = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     facts = {"device": options.device, "hardware": hardware, "threads": options.threads, "torch": torch.__version__}
