@@ -4,8 +4,8 @@
 
 Each row is `fedimaging sweep` over PneumoniaMNIST at five hospitals (configs/recipes/small_hospitals.yaml) with something
 changed; the first row changes nothing. Before them learning rate and noise limit are chosen on generated patients (proxy.yaml).
-Writes
-results/table.md and results/results.json after every row. A killed run goes on where it was.
+Writes results/table.md and results/results.json after every row. A killed run goes on where it was. With `--only` (rows, or
+`generated`) the other rows stay as results.json has them.
 """
 
 import argparse
@@ -56,14 +56,13 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 
 
-def sweep(study: Path, out: Path, epsilon: str, seeds: int, overrides: tuple[str, ...]) -> dict:
-    """Run one sweep; its summary."""
+def sweep(study: Path, out: Path, epsilon: str, seeds: int, jobs: str, overrides: tuple[str, ...]) -> None:
+    """Run one sweep into `out`."""
     command = [sys.executable, "-m", "fedimaging.cli", "sweep", str(study), "--epsilon", epsilon, "--seeds", str(seeds),
-               "--no-baselines", "--quiet", "--out", str(out)]
+               "--jobs", jobs, "--no-baselines", "--quiet", "--out", str(out)]
     for override in overrides:
         command += ["-o", override]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    return json.loads((out / "summary.json").read_text(encoding="utf-8"))
 
 
 def values(out: Path, metric: str = "auroc") -> dict[str, dict[int, float]]:
@@ -97,14 +96,14 @@ def pretrained(folder: Path) -> Path:
     return run / "weights.safetensors"
 
 
-def choose_on_generated(folder: Path, epsilon: str) -> list[str]:
+def choose_on_generated(folder: Path, epsilon: str, jobs: str) -> list[str]:
     """The proxy's tables: AUROC on generated patients at each epsilon, for learning rates without a limit, then for limits."""
     lines = []
     for name, out, overrides in (
         ("training.learning_rate", "rates", ("federation.noise_limit=null", "training.learning_rate=0.3,0.5,0.7,1,1.5,2,3,5")),
         ("federation.noise_limit", "limits", ("federation.noise_limit=0.0035,0.005,0.007,0.01,0.014",)),
     ):
-        sweep(HERE / "proxy.yaml", folder / out, epsilon, 2, overrides)
+        sweep(HERE / "proxy.yaml", folder / out, epsilon, 2, jobs, overrides)
         lines += [*_by_key(folder / out, name, epsilon.split(",")), ""]
     return lines
 
@@ -124,43 +123,49 @@ def _by_key(out: Path, key: str, budgets: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run the rows and write the table."""
+    """Run the rows that were asked for and write the table of all that are there."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
     parser.add_argument("--epsilon", default="1,3,8")
     parser.add_argument("--seeds", type=int, default=3, choices=sorted(_T95))
-    parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
+    parser.add_argument("--only", nargs="*", default=["generated", *ROWS], choices=["generated", *ROWS], metavar="ROW")
+    parser.add_argument("--jobs", default="auto")
     parser.add_argument("--work", type=Path, default=Path("sweeps") / "levers")
     given = parser.parse_args()
-    began, budgets, folder = time.monotonic(), given.epsilon.split(","), given.work.resolve()
-    given.data = str(Path(given.data).resolve())
-    proxy = choose_on_generated(folder, given.epsilon)
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    folder, data, results = given.work.resolve(), str(Path(given.data).resolve()), HERE / "results" / "results.json"
+    found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {"generated": [], "rows": {}, "made": {}}
     for name in given.only:
-        changed = tuple(o.replace("PRETRAINED", str(pretrained(folder))) if "PRETRAINED" in o else o for o in ROWS[name])
-        out = folder / f"{list(ROWS).index(name):02d}"
-        sweep(RECIPE, out, given.epsilon, given.seeds, (f"data.root={given.data}", *changed))
-        found[name] = values(out)
-        print(name, {e: round(mean(v.values()), 4) for e, v in found[name].items()}, flush=True)
-        write(proxy, found, budgets, given.seeds, time.monotonic() - began)
+        began = time.monotonic()
+        if name == "generated":
+            found["generated"] = choose_on_generated(folder, given.epsilon, given.jobs)
+        else:
+            changed = tuple(o.replace("PRETRAINED", str(pretrained(folder))) if "PRETRAINED" in o else o for o in ROWS[name])
+            out = folder / f"{list(ROWS).index(name):02d}"
+            sweep(RECIPE, out, given.epsilon, given.seeds, given.jobs, (f"data.root={data}", *changed))
+            found["rows"][name] = values(out)
+            print(name, {e: round(mean(v.values()), 4) for e, v in found["rows"][name].items()}, flush=True)
+        found["made"][name] = {
+            "date": time.strftime("%Y-%m-%d"), "machine": platform.machine(), "python": platform.python_version(),
+            "torch": version("torch"), "seconds": round(time.monotonic() - began),
+        }
+        results.parent.mkdir(exist_ok=True)
+        results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (HERE / "results" / "table.md").write_text(table(found, given.epsilon.split(",")), encoding="utf-8")
     print((HERE / "results" / "table.md").read_text(encoding="utf-8"))
 
 
-def write(proxy: list[str], found: dict, budgets: list[str], seeds: int, seconds: float) -> None:
-    """The table of the rows so far."""
+def table(found: dict, budgets: list[str]) -> str:
+    """The tables of what was run so far, in the order of ROWS."""
     lines = [f"| | {' | '.join(f'ε = {one}' for one in budgets)} |", "|---" * (len(budgets) + 1) + "|"]
-    for name, by_epsilon in found.items():
+    for name in (name for name in ROWS if name in found["rows"]):
+        by_epsilon = found["rows"][name]
         cells = [interval(list(next(v for e, v in by_epsilon.items() if float(e) == float(one)).values())) for one in budgets]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    said = (
-        f"{seeds} seeds, mean and 95 % interval over seeds, {time.strftime('%Y-%m-%d')}, {platform.machine()}, Python "
-        f"{platform.python_version()}, torch {version('torch')}, {seconds:.0f} s."
-    )
-    tables = ["Generated patients (AUROC, 2 seeds):", "", *proxy, "PneumoniaMNIST (AUROC):", "", *lines]
-    text = "\n".join([*tables, "", said])
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "table.md").write_text(text + "\n", encoding="utf-8")
-    (HERE / "results" / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    seeds = sorted({len(one) for row in found["rows"].values() for one in row.values()})
+    dates = sorted({one["date"] for one in found["made"].values()})
+    said = f"{', '.join(map(str, seeds))} seeds, mean and 95 % interval over seeds, {' and '.join(dates)}; each row's machine, versions"
+    tables = ["Generated patients (AUROC, 2 seeds):", "", *found["generated"], "PneumoniaMNIST (AUROC):", "", *lines]
+    return "\n".join([*tables, "", f"{said} and seconds are in results.json."]) + "\n"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 Two intervals answer two questions. Over seeds (Student's t): how much would the mean move if the training were repeated on
 these patients. Over patients (the mean of the runs' bootstrap intervals): how much would it move with other test patients.
+Student's t knows nothing of a metric's range: over few seeds its interval may leave it, and is then cut at the range's end.
+No value that the metric can take is lost by that, so the interval covers as often as before.
 """
 
 import math
@@ -11,17 +13,20 @@ from statistics import mean, stdev
 from typing import Any
 
 from fedimaging.results import Interval
-from fedimaging.runs.report_text import metric_words
+from fedimaging.runs.report_text import MetricWords, metric_words
 from fedimaging.runs.sweep_grid import PlannedRun, keys_at
 from fedimaging.runs.sweep_rows import ARMS, Row
 
 _Place = tuple[str, str]  # scope and name
+_Range = tuple[float, float]
+_ANY: _Range = (-math.inf, math.inf)
+_SHARE: _Range = (0.0, 1.0)
 _REFERENCES = {"non_private": "federated", "pooled": "pooled", "local_only": "local_only"}  # name of the gap -> arm
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n_seeds` runs. `low`, `high`: 95 % interval over seeds; `patients_low`, `patients_high`: the mean of the
+    """A mean over `n_seeds` runs. `low`, `high`: 95 % interval over seeds, within the metric's range; `patients_low`, `patients_high`: the mean of the
     runs' 95 % intervals over patients. None where not known: one seed has no interval over seeds."""
 
     mean: float
@@ -33,12 +38,12 @@ class Estimate:
     n_patients: int
 
     @classmethod
-    def of(cls, results: Sequence[Interval]) -> "Estimate | None":
-        """None where no run has a value."""
+    def of(cls, results: Sequence[Interval], within: _Range = _ANY) -> "Estimate | None":
+        """`within`: the values that can be. None where no run has a value."""
         known = [one for one in results if math.isfinite(one.value)]
         if not known:
             return None
-        low, high = t_interval([one.value for one in known])
+        low, high = t_interval([one.value for one in known], within)
         spans = [one for one in known if math.isfinite(one.low) and math.isfinite(one.high)]
         every = len(spans) == len(known)
         return cls(
@@ -91,14 +96,14 @@ class Cell:
         return min(found, key=lambda name: sign * found[name].mean, default=None)
 
 
-def t_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """95 % interval of the mean by Student's t; none for fewer than two values."""
+def t_interval(values: Sequence[float], within: _Range = _ANY) -> tuple[float | None, float | None]:
+    """95 % interval of the mean by Student's t, cut at the ends of `within`; none for fewer than two values."""
     if len(values) < 2:
         return None, None
     from scipy.special import stdtrit
 
     half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
-    return mean(values) - half, mean(values) + half
+    return max(mean(values) - half, within[0]), min(mean(values) + half, within[1])
 
 
 def cells_of(rows: Sequence[Row], metric: str) -> list[Cell]:
@@ -130,19 +135,28 @@ def _cell(arm: str, rows: Sequence[Row], metric: str, values: Mapping[Any, float
             gaps.setdefault(row.name, []).append(row.result)
         elif row.metric == "p_value":
             p_values[row.name] = (*p_values.get(row.name, ()), row.result.value)
-    lower = metric_words(metric).lower_is_better
+    words = metric_words(metric)
+    within = _SHARE if words.bounded else _ANY
     return Cell(
-        run.epsilon, run.unit, run.keys, arm, _estimates(places), _gaps(arm, run, values, lower), _estimates(gaps),
-        p_values, {name: _estimates(found) for name, found in attacks.items()}, lower,
+        run.epsilon, run.unit, run.keys, arm, _estimates(places, within), _gaps(arm, run, values, words),
+        _estimates(gaps, within), p_values, {name: _attack(found) for name, found in attacks.items()}, words.lower_is_better,
     )
 
 
-def _estimates(found: Mapping[Any, Sequence[Interval]]) -> dict[Any, Estimate]:
-    made = {key: Estimate.of(results) for key, results in found.items()}
+def _estimates(found: Mapping[Any, Sequence[Interval]], within: _Range) -> dict[Any, Estimate]:
+    made = {key: Estimate.of(results, within) for key, results in found.items()}
     return {key: one for key, one in made.items() if one is not None}
 
 
-def _gaps(arm: str, run: PlannedRun, values: Mapping[Any, float], lower_is_better: bool) -> dict[str, Estimate]:
+def _attack(found: Mapping[str, Sequence[Interval]]) -> dict[str, Estimate]:
+    """Areas and rates are shares; lower bounds on epsilon, SSIM and PSNR are not."""
+    made = {
+        metric: Estimate.of(results, _SHARE if metric.startswith(("auc", "tpr_")) else _ANY) for metric, results in found.items()
+    }
+    return {metric: one for metric, one in made.items() if one is not None}
+
+
+def _gaps(arm: str, run: PlannedRun, values: Mapping[Any, float], words: MetricWords) -> dict[str, Estimate]:
     """Paired by seed: the same seed, without privacy or otherwise trained."""
     reference = (math.inf, "", keys_at(math.inf, run.keys))
     gaps = {}
@@ -154,8 +168,9 @@ def _gaps(arm: str, run: PlannedRun, values: Mapping[Any, float], lower_is_bette
             (values[scope, other, reference, seed], value) for (where, whose, cell, seed), value in values.items()
             if (where, whose, cell) == (scope, arm, run.cell) and (scope, other, reference, seed) in values
         ]
-        worse = [value - ref if lower_is_better else ref - value for ref, value in pairs]
-        one = Estimate.of([Interval(value, math.nan, math.nan, 0) for value in worse])
+        worse = [value - ref if words.lower_is_better else ref - value for ref, value in pairs]
+        within = (-1.0, 1.0) if words.bounded else _ANY
+        one = Estimate.of([Interval(value, math.nan, math.nan, 0) for value in worse], within)
         if one is not None:
             gaps[name] = one
     return gaps

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from fedimaging.results import Interval
 from fedimaging.runs.sweep_rows import Row, rows_of
 from fedimaging.runs.sweep_summary import Cell, as_json, cells_of, t_interval
 from tests.runs.made_up_sweep import arm, attack, interval, planned, report
@@ -31,12 +32,35 @@ def test_the_t_interval_is_students() -> None:
     assert t_interval([1.0]) == (None, None)
 
 
+def test_the_t_interval_stays_where_values_can_be() -> None:
+    low, high = t_interval([0.94, 0.99, 0.98], (0.0, 1.0))
+    assert (low, high) == (pytest.approx(0.97 - 4.302653 * 0.0152753, abs=1e-6), 1.0)
+    assert t_interval([0.0, 0.1], (0.0, 1.0))[0] == 0.0
+
+
+@pytest.mark.parametrize(("metric", "test", "gap"), [("auroc", (0.0, 1.0), (-1.0, 1.0)), ("loss", (-1.0, 2.0), (-2.0, 2.0))])
+def test_an_interval_over_seeds_leaves_the_metrics_range_only_where_there_is_none(
+    metric: str, test: tuple[float, float], gap: tuple[float, float]
+) -> None:
+    """Two seeds that differ by 0.8: Student's interval is 5 wide to each side."""
+    rows = [
+        Row(run, "federated", "test", "", metric, Interval(value, math.nan, math.nan, 40))
+        for run, value in zip(planned(), (0.1, 0.9, 0.9, 0.5), strict=True)
+    ]
+    cell = _cell(rows, 1.0, metric=metric)
+    for one, (least, most) in ((cell.test, test), (cell.gaps["non_private"], gap)):
+        assert one is not None
+        assert one.low is not None
+        assert one.high is not None
+        assert (one.low, one.high) == (least, most) if metric == "auroc" else one.low < least < most < one.high
+
+
 def test_a_cell_is_the_mean_of_its_seeds_with_both_intervals() -> None:
     test = _cell(_rows(), 1.0).test
     assert test is not None
     assert (test.mean, test.n_seeds, test.n_patients) == (pytest.approx(0.82), 2, 40)
     assert (test.patients_low, test.patients_high) == (pytest.approx(0.77), pytest.approx(0.87))
-    assert test.high == pytest.approx(0.82 + 12.7062 * 0.02, abs=1e-5)  # t with 1 degree of freedom, sd / sqrt(2) = 0.02
+    assert test.low == pytest.approx(0.82 - 12.7062 * 0.02, abs=1e-5)  # t with 1 degree of freedom, sd / sqrt(2) = 0.02
 
 
 def test_gaps_are_paired_by_seed_and_positive_where_the_cell_is_worse() -> None:
