@@ -18,7 +18,9 @@ from fedimaging.site.simulated import SimulatedFederation
 from fedimaging.study.schema import Study
 
 _LEAST_BUDGET = 0.01  # a budget is above 0, also where the noise is so great that the plan costs nothing at this delta
-_HEADROOM = 1.5  # a simulated hospital's budget over the study's plan: rounds repeated after a crash are charged again
+# A simulated hospital's own budget is above the study's plan, for rounds repeated after a crash are charged again.
+_HEADROOM = 1.5  # times the plan's epsilon, and at least
+_REPEATS = 2  # rounds (and evaluations) more than planned: one round alone may be most of a short study
 
 
 def load_data(study: Study) -> Dataset:
@@ -120,9 +122,8 @@ def with_evaluation_budgets(federation: SimulatedFederation, dataset: Dataset) -
     for name in set(federation.test_names) - budgets.keys():
         rows = np.flatnonzero(federation.test_site == federation.names.index(name))
         delta = min(1e-5, len(np.unique(dataset.patient_ids[rows])) ** -1.1)
-        spent = epsilon([release_charge(study.policy.evaluation_noise_multiplier)] * asked, delta)
         allowed = study.policy.budget_epsilon
-        budgets[name] = Budget(allowed if allowed is not None else max(_HEADROOM * spent, _LEAST_BUDGET), delta)
+        budgets[name] = Budget(allowed if allowed is not None else _room(_evaluations(study, asked), study, None, delta), delta)
     return replace(federation, budgets=budgets)
 
 
@@ -149,12 +150,12 @@ def local_only(federation: SimulatedFederation) -> SimulatedFederation:
     study = federation.study
     if study.policy.release_evaluation != "noised" or study.policy.budget_epsilon is not None:
         return arm
-    tried = [release_charge(study.policy.evaluation_noise_multiplier)] * len(federation.train_names)
+    tried = _evaluations(study, len(federation.train_names))
     budgets = {}
     for name, budget in federation.budgets.items():
         plan = federation.plans.get(name)
         charges = [*(planned_charges(study, plan, plan.rounds) if plan else []), *tried]
-        budgets[name] = replace(budget, epsilon=max(budget.epsilon, _HEADROOM * epsilon(charges, budget.delta)))
+        budgets[name] = replace(budget, epsilon=max(budget.epsilon, _room(charges, study, plan, budget.delta)))
     return replace(arm, budgets=budgets)
 
 
@@ -203,8 +204,24 @@ def _budget(study: Study, name: str, plan: DpPlan) -> Budget:
             f"privacy.noise_multiplier={plan.noise_multiplier:.3g} is below policy.minimum_noise_multiplier="
             f"{study.policy.minimum_noise_multiplier} (hospital {name!r}); raise the noise or ask the hospital."
         )
+    if allowed is not None:
+        return Budget(allowed, plan.delta)
     target = study.privacy.target_epsilon if study.privacy and study.privacy.target_epsilon else planned
-    return Budget(allowed if allowed is not None else max(_HEADROOM * max(target, planned), _LEAST_BUDGET), plan.delta)
+    room = _room(planned_charges(study, plan, plan.rounds), study, plan, plan.delta)
+    return Budget(max(_HEADROOM * target, room), plan.delta)
+
+
+def _room(planned: list[Charge], study: Study, plan: DpPlan | None, delta: float) -> float:
+    """A finite budget that holds the planned charges and those of rounds repeated after a crash; above 0."""
+    noised = study.policy.release_evaluation == "noised"
+    again = [*([plan.charge(_REPEATS * plan.steps_per_round)] if plan else []), *_evaluations(study, _REPEATS if noised else 0)]
+    repeated = epsilon([*planned, *again], delta) * (1 + 1e-9)  # the order in which charges are added up rounds differently
+    room = max(_HEADROOM * epsilon(planned, delta), _LEAST_BUDGET)
+    return max(room, repeated) if math.isfinite(repeated) else room
+
+
+def _evaluations(study: Study, number: int) -> list[Charge]:
+    return [release_charge(study.policy.evaluation_noise_multiplier)] * number
 
 
 def _store(dataset: Dataset) -> Path:

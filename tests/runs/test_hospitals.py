@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from fedimaging.errors import PrivacyError, StudyError
+from fedimaging.privacy.accounting import epsilon
 from fedimaging.privacy.ledger import Ledger
+from fedimaging.privacy.released_metrics import release_charge
 from fedimaging.results import PrivacySpent
 from fedimaging.runs import hospitals
 from fedimaging.runs.live import LiveView
@@ -162,3 +164,47 @@ def test_validation_patients_of_a_hospital_neither_train_nor_test(tiny_study: Ma
     shifted = hospitals.pooled(made, dataset)
     assert ((shifted.validation_site >= 0) == (made.validation_site >= 0)).all()
     assert {shifted.names[i] for i in shifted.validation_site if i >= 0} == {"hospital_01", "hospital_02"}
+
+
+ONE_ROUND = ("privacy.engine=vmap", "federation.rounds=1", "training.batch_size=1000", "training.local_epochs=null",
+             "training.local_steps=1")  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [(), ("policy.release_evaluation=noised",)], ids=["scores", "noised"])
+def test_a_study_of_one_round_can_be_repeated_after_two_crashes(
+    more: tuple[str, ...], tiny_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each crash leaves its round charged, and the whole is within the budget; what it cost is more than was planned."""
+    federation(tiny_study(*ONE_ROUND, *more), tmp_path).save()
+    site = open_simulated_site(tmp_path, 0)
+    instruction = TrainInstruction(site.fingerprint, 1, site.bench.initial)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr("fedimaging.site.site.train_locally", _crash)
+            with pytest.raises(KeyboardInterrupt):
+                open_simulated_site(tmp_path, 0).train(instruction)
+    again = open_simulated_site(tmp_path, 0)
+    again.train(instruction)
+    assert again.plan is not None
+    assert again.budget is not None
+    charges = Ledger(again.folder / "ledger.sqlite").charges()
+    assert sum(charge.steps for charge in charges) == 3
+    planned, spent = (epsilon([again.plan.charge(steps)], again.budget.delta) for steps in (1, 3))
+    assert 1.5 * planned < spent <= again.budget.epsilon  # one and a half times the plan was too little
+
+
+def _crash(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_budget_that_the_study_sets_has_no_room_for_a_crash(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    made = federation(tiny_study(*ONE_ROUND, "policy.budget_epsilon=8.5"), tmp_path)
+    assert {budget.epsilon for budget in made.budgets.values()} == {8.5}
+
+
+def test_a_hospital_that_only_evaluates_can_be_asked_again_after_two_crashes(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    noisy = ("policy.release_evaluation=noised", "policy.evaluation_noise_multiplier=1.0", "hospitals.held_out=[hospital_03]")
+    made = federation(tiny_study(*ONE_ROUND, *noisy), tmp_path)
+    budget = made.budgets["hospital_03"]
+    asked, thrice = (epsilon([release_charge(1.0)] * times, budget.delta) for times in (1, 3))
+    assert 1.5 * asked < thrice <= budget.epsilon
