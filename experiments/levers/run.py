@@ -158,14 +158,14 @@ def table(found: dict, budgets: list[str]) -> str:
     """The tables of what was run so far, in the order of ROWS."""
     lines = [f"| | {' | '.join(f'ε = {one}' for one in budgets)} |", "|---" * (len(budgets) + 1) + "|"]
     for name in (name for name in ROWS if name in found["rows"]):
-        by_epsilon = found["rows"][name]
-        cells = [interval(list(next(v for e, v in by_epsilon.items() if float(e) == float(one)).values())) for one in budgets]
+        by_number = {float(epsilon): seeds for epsilon, seeds in found["rows"][name].items()}
+        cells = [interval([*v.values()]) if (v := by_number.get(float(one))) else "–" for one in budgets]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     seeds = sorted({len(one) for row in found["rows"].values() for one in row.values()})
     dates = sorted({one["date"] for one in found["made"].values()})
-    said = f"{', '.join(map(str, seeds))} seeds, mean and 95 % interval over seeds, {' and '.join(dates)}; each row's machine, versions"
+    said = f"{', '.join(map(str, seeds))} seeds, mean and 95 % interval over seeds, {' and '.join(dates)}"
     tables = ["Generated patients (AUROC, 2 seeds):", "", *found["generated"], "PneumoniaMNIST (AUROC):", "", *lines]
-    return "\n".join([*tables, "", f"{said} and seconds are in results.json."]) + "\n"
+    return "\n".join([*tables, "", f"{said}; of each row results.json has machine, versions, seconds."]) + "\n"
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ _REFERENCES = {"non_private": "federated", "pooled": "pooled", "local_only": "lo
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n_seeds` runs. `low`, `high`: 95 % interval over seeds, within the metric's range; `patients_low`, `patients_high`: the mean of the
-    runs' 95 % intervals over patients. None where not known: one seed has no interval over seeds."""
+    """A mean over `n_seeds` runs. `low`, `high`: 95 % interval over seeds, within the metric's range; `patients_low`,
+    `patients_high`: the mean of the runs' 95 % intervals over patients. None where not known: one seed has no interval over
+    seeds."""
 
     mean: float
     low: float | None

@@ -1,7 +1,8 @@
 """The study: a frozen tree of the parts' own specs. What a study says is the same at the server and every hospital.
 
 Two parts are a machine's own and no part of the fingerprint: `data.root` (where the files lie) and `runtime`
-(device, workers, carrier). Two studies with the same fingerprint train the same thing.
+(device, workers, carrier). Two studies with the same fingerprint train the same thing. A new key goes into `added_keys.py`,
+with the value at which it changes nothing: otherwise every hospital has to approve its studies again.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from fedimaging.models.spec import ModelSpec
 from fedimaging.models.zoo import CLASSIFIERS, SEGMENTERS
 from fedimaging.privacy.spec import PrivacySpec
 from fedimaging.spec import EvaluationRelease, Spec
+from fedimaging.study.added_keys import without_added
 from fedimaging.training.spec import LocalTraining
 from fedimaging.training.task_spec import TaskSpec
 
@@ -178,8 +180,9 @@ class Study(Spec):
 
 
 def canonical(study: Study) -> str:
-    """The study as JSON with sorted keys, without what is a machine's own (`data.root`, `runtime`)."""
-    tree: dict[str, Any] = study.model_dump(mode="json")
+    """The study as JSON with sorted keys, without what is a machine's own (`data.root`, `runtime`), and without keys that came
+    later, where they change nothing (`added_keys.py`). Studies that differ otherwise never share it."""
+    tree: dict[str, Any] = without_added(study.model_dump(mode="json"))
     del tree["runtime"]
     tree["data"].pop("root", None)
     if tree["model"].get("weights_sha256"):
