@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,6 +71,9 @@ def simulate(
     override: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     baselines: Annotated[bool, typer.Option("--baselines", help="Also train pooled data and each hospital alone.")] = False,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Also train without each hospital in turn, and test there.")
+    ] = False,
     workers: Annotated[str, typer.Option("--workers", help="Processes, or auto: measured.")] = "auto",
     engine: Annotated[str, typer.Option("--engine", help="in_process, or ray: Flower's Ray engine.")] = "in_process",
     ray_address: Annotated[str | None, typer.Option("--ray-address", help="An existing Ray cluster.")] = None,
@@ -82,7 +86,7 @@ def simulate(
 
     resolved = load(study, override or [])
     folder = out or Path("runs") / f"{resolved.name}-{resolved.fingerprint[:8]}"
-    options = _options(resume, baselines, workers, engine, ray_address, track, report)
+    options = replace(_options(resume, baselines, workers, engine, ray_address, track, report), leave_one_out=leave_one_out)
 
     def work() -> None:
         import json

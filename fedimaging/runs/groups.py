@@ -16,15 +16,14 @@ from fedimaging.errors import DataError, StudyError, bad_value, unknown_name
 from fedimaging.results import SiteEvaluation
 from fedimaging.runs.assemble import primary_metric
 from fedimaging.runs.metric_tables import metric_table
+from fedimaging.runs.scored import laid_end_to_end, statistics_of
+from fedimaging.runs.worst import LOWER_IS_BETTER
 from fedimaging.site.simulated import SimulatedFederation
 from fedimaging.study.schema import Study
 from fedimaging.training.group_gap import group_gap
-from fedimaging.training.metrics import classification_statistics
-from fedimaging.training.segmentation_metrics import segmentation_statistics
 
 NOT_STATED = "not stated"
 TOO_FEW = "too few"
-_LOWER_IS_BETTER = ("brier", "hd95_mm")
 
 
 def check_groups(study: Study, dataset: Dataset) -> None:
@@ -132,18 +131,11 @@ def _gap(
     study: Study, mine: Sequence[SiteEvaluation], values: Sequence[np.ndarray], shown: Sequence[str]
 ) -> dict[str, Any] | None:
     """None where fewer than two groups have a value to compare."""
-    metric = primary_metric(study)
-    names = [name for name in mine[0].predictions if name != "patient"]
-    arrays = {name: np.concatenate([e.predictions[name] for e in mine]) for name in names}
-    patients = np.concatenate([np.char.add(f"{e.site}/", e.predictions["patient"].astype(str)) for e in mine])
+    metric, scans = primary_metric(study), laid_end_to_end(mine)
     codes = {name: code for code, name in enumerate(shown)}
     group = np.array([codes.get(value, -1) for each in values for value in each.tolist()], dtype=np.int64)
-    if study.task.kind == "segmentation":
-        statistic = segmentation_statistics(arrays)[metric]
-    else:
-        statistic = classification_statistics(arrays["scores"], arrays["labels"], study.task.kind)[metric]
     found = group_gap(
-        statistic, group, patients, lower_is_better=metric.startswith(_LOWER_IS_BETTER),
+        statistics_of(study, scans)[metric], group, scans.patients, lower_is_better=metric.startswith(LOWER_IS_BETTER),
         resamples=study.evaluation.resamples, seed=study.seed,
     )
     if found is None:

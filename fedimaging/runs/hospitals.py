@@ -139,6 +139,21 @@ def pooled(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFedera
     return with_evaluation_budgets(with_plans(arm, dataset), dataset)
 
 
+def without(federation: SimulatedFederation, dataset: Dataset, name: str) -> SimulatedFederation:
+    """The federation of the other training hospitals, with ledgers of its own; all patients of hospital `name` only test,
+    and nobody else does."""
+    place = federation.names.index(name)
+    rows = (federation.train_site, federation.test_site, federation.validation_site)
+    mine = np.any([of_row == place for of_row in rows], axis=0)
+    nobody = np.full_like(federation.test_site, -1)
+    arm = replace(
+        federation, folder=federation.folder / "leave_one_out" / federation.site_folder(name).name, arm=f"without/{name}",
+        train_site=np.where(mine, -1, federation.train_site).astype(np.int32),
+        test_site=np.where(mine, place, -1).astype(np.int32), validation_site=nobody, plans={}, budgets={},
+    )
+    return with_evaluation_budgets(with_plans(arm, dataset), dataset)
+
+
 def local_only(federation: SimulatedFederation) -> SimulatedFederation:
     """The baseline in which every hospital trains alone, with ledgers of its own.
 

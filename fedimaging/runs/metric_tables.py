@@ -8,6 +8,7 @@ import numpy as np
 
 from fedimaging.privacy.released_metrics import totals_shapes
 from fedimaging.results import Interval, SiteEvaluation
+from fedimaging.runs.scored import laid_end_to_end
 from fedimaging.site.policy import SitePolicy
 from fedimaging.study.schema import SimulatedHospitals, Study
 from fedimaging.training.counted_metrics import added_up, counted_metrics
@@ -59,14 +60,12 @@ def release_words(policy: SimulatedHospitals) -> str:
 
 
 def _from_scores(study: Study, found: Sequence[SiteEvaluation]) -> Mapping[str, Interval]:
-    names = [name for name in found[0].predictions if name != "patient"]
-    arrays = {name: np.concatenate([e.predictions[name] for e in found]) for name in names}
-    patient = np.concatenate([np.char.add(f"{e.site}/", e.predictions["patient"].astype(str)) for e in found])
+    scans = laid_end_to_end(found)
     resamples, seed = study.evaluation.resamples, study.seed
     if study.task.kind == "segmentation":
-        return segmentation_intervals(arrays, patient, resamples=resamples, seed=seed)
+        return segmentation_intervals(scans.arrays, scans.patients, resamples=resamples, seed=seed)
     return classification_metrics(
-        arrays["scores"], arrays["labels"], patient, kind=study.task.kind, resamples=resamples, seed=seed
+        scans.arrays["scores"], scans.arrays["labels"], scans.patients, kind=study.task.kind, resamples=resamples, seed=seed
     )
 
 

@@ -14,3 +14,4 @@ class Options:
     ray_address: str | None = None
     track: str | None = None
     report: bool = True
+    leave_one_out: bool = False

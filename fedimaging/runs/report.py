@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedimaging.errors import RunError, bad_value
 from fedimaging.files import write_text
-from fedimaging.runs import report_compare, report_cost, report_groups, report_tables, report_view
+from fedimaging.runs import report_compare, report_cost, report_evaluation, report_groups, report_tables, report_view
 from fedimaging.runs.charts import interval_ruler, line_key, mark_key, share_key
 from fedimaging.runs.report_curves import curves
 from fedimaging.runs.report_pictures import embed, examples
@@ -52,7 +52,8 @@ def _head(report: Mapping[str, Any]) -> dict[str, Any]:
     rows, axis = report_view.site_rows(report)
     return {
         "facts": facts, "bands": privacy_bands(facts), "unit_words": [UNITS.get(unit, unit) for unit in facts.units],
-        "summary": report_view.summary(report, facts), "cards": report_view.cards(report, facts),
+        "summary": report_view.summary(report, facts),
+        "cards": report_view.cards(report, facts, report_evaluation.worst_cards(report)),
         "sites": rows, "ruler": interval_ruler(axis),
         "has_prevalence": any(row.prevalence != NOT_MEASURED for row in rows),
         "spent": [row.privacy for row in rows if row.privacy and not row.held_out],
@@ -70,7 +71,7 @@ def _results(report: Mapping[str, Any]) -> dict[str, Any]:
         "groups": groups, "groups_ruler": interval_ruler(groups_axis),
         "series": [name for name, _ in report_tables.baseline_series(report)],
         "compared": compared, "compared_ruler": interval_ruler(compared_axis),
-        "matrix": report_tables.matrix_table(report), "metrics": report_tables.metric_table(report),
+        "evaluation": report_evaluation.evaluation_view(report), "metrics": report_tables.metric_table(report),
         "site_metrics": report_tables.site_metric_table(report),
     }
 

@@ -58,18 +58,6 @@ def baseline_rows(report: Report) -> tuple[list[PlotRow], Axis]:
     ], axis
 
 
-def matrix_table(report: Report) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """(tested at, rows): the primary metric of each hospital's own model at every hospital, without intervals."""
-    metric = primary_metric(report)
-    matrix = part(part(part(report, "baselines"), "local_only"), "matrix")
-    places = list(dict.fromkeys(place for row in matrix.values() for place in row))
-    return places, [
-        (model, [result_text(report, metric, read_interval(part(row, place).get(metric))).partition(" (")[0]
-                 for place in places])
-        for model, row in matrix.items()
-    ]
-
-
 def held_out_rows(report: Report) -> tuple[list[PlotRow], Axis]:
     """The training hospitals' patients above each held-out hospital's; no rows when none was held out."""
     metric, sites = primary_metric(report), sites_in_order(report)

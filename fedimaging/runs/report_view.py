@@ -126,8 +126,8 @@ def _result_phrase(report: Report) -> str:
     return f"{metric_words(metric).label} {text} on {count_text(result.n_patients, 'test patient')}"
 
 
-def cards(report: Report, facts: PrivacyFacts) -> list[Card]:
-    """The key figures, most important first."""
+def cards(report: Report, facts: PrivacyFacts, more_results: Iterable[Card] = ()) -> list[Card]:
+    """The key figures, most important first; `more_results` stand beside the results."""
     metric, sites = primary_metric(report), sites_in_order(report)
     trained = [site for site in sites.values() if not is_held_out(site)]
     held = len(sites) - len(trained)
@@ -138,6 +138,7 @@ def cards(report: Report, facts: PrivacyFacts) -> list[Card]:
         first.append(_result_card(report, "held_out", f"{metric_words(metric).label}, held-out hospitals"))
     return [
         *first,
+        *more_results,
         privacy_card(facts),
         Card("Hospitals", str(len(trained)), f"and {held} held out" if held else "none held out"),
         _patients_card(trained, facts),

@@ -1,8 +1,9 @@
 """`fedimaging simulate`: a whole federation on one machine, from study to report."""
 
+import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from fedimaging.aggregation.mean import StreamingMean
 from fedimaging.data.dataset import Dataset
+from fedimaging.errors import StudyError
 from fedimaging.federated.client_app import build_client_app
 from fedimaging.federated.local_only import LocalModel, build_local_only_app
 from fedimaging.federated.rounds import Federation, ServerState, final_weights, first_state
@@ -21,6 +23,8 @@ from fedimaging.privacy.accounting import bound_for
 from fedimaging.privacy.budget import Budget
 from fedimaging.results import RoundResult, SiteEvaluation
 from fedimaging.runs import assemble, groups, hospitals, machine
+from fedimaging.runs.beyond import evaluation_blocks
+from fedimaging.runs.leave_one_out import LeftOut
 from fedimaging.runs.live import LiveView
 from fedimaging.runs.options import Options
 from fedimaging.runs.run_dir import RunDir
@@ -68,7 +72,7 @@ def simulate(study: Study, out: Path, options: Options, view: LiveView) -> Path:
         check_cluster(options.ray_address)
     folder = RunDir(out.resolve())
     with folder.held(study, resume=options.resume):
-        if options.resume and folder.finished:
+        if options.resume and folder.finished and not _more_is_asked(folder, options):
             view.say(f"the run in {str(out)!r} is finished; nothing to do.")
             return folder.path / "report.json"
         run = _prepare(study, options, folder, view)
@@ -76,8 +80,15 @@ def simulate(study: Study, out: Path, options: Options, view: LiveView) -> Path:
         view.say(_first_words(run))
         federated = _train(run, run.federation, "federated", open_tracker(options.track, folder.path, study))
         baselines = _baselines(run) if options.baselines else {}
+        left_out = _leave_one_out(run) if options.leave_one_out else []
         run.clock["total"] = time.monotonic() - began
-        return _finish(run, federated, baselines)
+        return _finish(run, federated, baselines, left_out)
+
+
+def _more_is_asked(folder: RunDir, options: Options) -> bool:
+    """A finished run is taken up again for what was not asked before."""
+    report = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
+    return (options.baselines and not report.get("baselines")) or (options.leave_one_out and not report.get("leave_one_out"))
 
 
 def _prepare(study: Study, options: Options, folder: RunDir, view: LiveView) -> _Run:
@@ -169,13 +180,17 @@ def _public(run: _Run, federation: SimulatedFederation) -> Federation:
         public_weights=hospitals.public_weights(federation, run.dataset), model_fingerprint=run.bench.fingerprint,
         planned_epsilon=_planned(federation), progress=run.view.event, total_metrics=assemble.total_metrics,
         update_noise=hospitals.public_noise(federation),
-        mean_for=_means(run) if federation.arm == "federated" else lambda round, asked: StreamingMean(),
+        mean_for=_means(run, federation) if _is_federation(federation) else lambda round, asked: StreamingMean(),
     )
 
 
-def _means(run: _Run) -> PrivateMeans | None:
-    """Noised means of the run itself; the baselines have no hospitals to protect from each other."""
-    return private_means(run.study, run.folder.path, simulated=True)
+def _is_federation(federation: SimulatedFederation) -> bool:
+    """The run itself, or the run without a hospital; the baselines have no hospitals to protect from each other."""
+    return federation.arm == "federated" or federation.arm.startswith("without/")
+
+
+def _means(run: _Run, federation: SimulatedFederation) -> PrivateMeans | None:
+    return private_means(run.study, federation.folder, simulated=True, arm=federation.arm)
 
 
 def _planned(federation: SimulatedFederation) -> Callable[[str, int], float]:
@@ -201,6 +216,21 @@ def _baselines(run: _Run) -> dict[str, Any]:
     result["local_only"] = assemble.local_only_tables(run.study, models, held_out) | _group_tables(run, own)
     run.clock["baselines"] = time.monotonic() - began
     return result
+
+
+def _leave_one_out(run: _Run) -> list[LeftOut]:
+    """Train the federation without each training hospital in turn. Error: StudyError for fewer than two."""
+    names = run.federation.train_names
+    if len(names) < 2:
+        raise StudyError("--leave-one-out needs at least two training hospitals; this study has one.")
+    began, arms = time.monotonic(), []
+    for name in names:
+        federation = hospitals.without(run.federation, run.dataset, name)
+        arm = _train(run, federation, f"without {name}")
+        spent = assemble.seconds(RunDir(federation.folder).rounds(), {})
+        arms.append(LeftOut(name, federation, arm.evaluations, spent))
+    run.clock["leave_one_out"] = time.monotonic() - began
+    return arms
 
 
 def _tables(run: _Run, evaluations: list[SiteEvaluation]) -> dict[str, Any]:
@@ -247,7 +277,7 @@ def _first_words(run: _Run) -> str:
     )
 
 
-def _finish(run: _Run, federated: _Arm, baselines: Mapping[str, Any]) -> Path:
+def _finish(run: _Run, federated: _Arm, baselines: Mapping[str, Any], left_out: Sequence[LeftOut]) -> Path:
     """Write pictures, report.json and report.html; a run is finished once report.json is there."""
     seconds = assemble.seconds(run.folder.rounds(), run.clock)
     tree = {
@@ -260,8 +290,9 @@ def _finish(run: _Run, federated: _Arm, baselines: Mapping[str, Any]) -> Path:
         "peak_memory_mb": machine.peak_memory_mb(),
         "workers": run.workers,
     }
-    tree["site_privacy"] = site_privacy_facts(run.study, _means(run), len(run.federation.train_names))
+    tree["site_privacy"] = site_privacy_facts(run.study, _means(run, run.federation), len(run.federation.train_names))
     tree["sites"] = assemble.site_facts(run.federation, run.dataset, tree.pop("sites"), run.folder.rounds())
+    tree |= evaluation_blocks(run.study, run.federation, tree, federated.evaluations, left_out)
     if run.options.report:
         from fedimaging.runs.illustrate import illustrate
 

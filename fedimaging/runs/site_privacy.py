@@ -9,14 +9,15 @@ from fedimaging.runs.report_text import count_text, delta_text, epsilon_text
 from fedimaging.study.schema import Study
 
 
-def private_means(study: Study, folder: Path, *, simulated: bool) -> PrivateMeans | None:
-    """The noised means of a run in this folder; None where the study has no site_privacy."""
+def private_means(study: Study, folder: Path, *, simulated: bool, arm: str = "federated") -> PrivateMeans | None:
+    """The noised means of a run in this folder; None where the study has no site_privacy. `arm` keys simulated noise."""
     spec = study.federation.site_privacy
     if spec is None:
         return None
 
     def noise_for(round: int) -> NoiseSource:
-        return SimulatedNoise(study.seed, "server's mean", round) if simulated else SecureNoise()
+        whose = "server's mean" if arm == "federated" else f"server's mean/{arm}"
+        return SimulatedNoise(study.seed, whose, round) if simulated else SecureNoise()
 
     return PrivateMeans(spec, folder, noise_for)
 

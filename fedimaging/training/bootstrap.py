@@ -18,15 +18,26 @@ def interval(point: float, statistic: Statistic, patient_ids: np.ndarray, *, res
     A patient drawn k times weighs k: the statistic sees weights (R, S), so nothing is copied and nothing is looped.
     NaN limits where fewer than half of the resamples are defined, or `point` itself is not.
     """
-    _, member = np.unique(patient_ids, return_inverse=True)
-    n_patients = int(member.max()) + 1 if len(member) else 0
+    n_patients = len(np.unique(patient_ids))
     if point != point or n_patients < 2:
         return Interval(float(point), float("nan"), float("nan"), n_patients)
-    values = np.concatenate([statistic(weights) for weights in _weights(member, n_patients, resamples, seed)])
-    values = values[np.isfinite(values)]
-    if len(values) < resamples / 2:
+    return interval_of(point, drawn(statistic, patient_ids, resamples=resamples, seed=seed), n_patients)
+
+
+def drawn(statistic: Statistic, patient_ids: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
+    """The statistic (resamples,) of so many resamples of the patients; NaN where it is not defined."""
+    _, member = np.unique(patient_ids, return_inverse=True)
+    n_patients = int(member.max()) + 1
+    return np.concatenate([statistic(weights) for weights in _weights(member, n_patients, resamples, seed)])
+
+
+def interval_of(point: float, values: np.ndarray, n_patients: int) -> Interval:
+    """95 % percentile interval around `point` from resampled values, those that are not defined left out; no limits where
+    these are more than half."""
+    defined = values[np.isfinite(values)]
+    if point != point or len(defined) < len(values) / 2:
         return Interval(float(point), float("nan"), float("nan"), n_patients)
-    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = np.quantile(defined, [0.025, 0.975])
     return Interval(float(point), float(low), float(high), n_patients)
 
 

@@ -76,7 +76,10 @@ def segmentation_intervals(
 def segmentation_statistics(arrays: Mapping[str, np.ndarray]) -> dict[str, Statistic]:
     """Metric -> the function that gives it for many weightings (R, S) of these scans; arguments and names as above."""
     statistics: dict[str, Statistic] = {}
-    for name, values_SK in arrays.items():
+    for name in SEGMENTATION_METRICS:
+        if name not in arrays:
+            continue
+        values_SK = arrays[name]
         defined = np.isfinite(values_SK)
         totals = np.where(defined, values_SK, 0.0).sum(1)
         means = np.divide(totals, defined.sum(1), out=np.full(len(totals), np.nan), where=defined.any(1))

@@ -256,12 +256,6 @@ def test_segmentation_examples_are_not_judged_right_or_wrong(tmp_path: Path) -> 
     assert "✗" not in words
 
 
-def test_the_own_models_of_the_hospitals_are_shown_at_every_hospital(tmp_path: Path) -> None:
-    report = sample_report()
-    report["baselines"]["local_only"]["matrix"] = {"hospital_01": {"hospital_02": classification(0.801, 98)}}
-    assert "at hospital_02 hospital_01 0.801" in words_of(page_of(tmp_path, report))
-
-
 def test_a_missing_picture_is_named_and_a_foreign_one_refused(tmp_path: Path) -> None:
     assert "The picture is missing in the run folder." in words_of(page_of(tmp_path, sample_report()))
     report = sample_report()

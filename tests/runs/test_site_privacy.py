@@ -89,6 +89,6 @@ def test_weights_that_are_not_equal_are_refused(tiny_study: MakeStudy) -> None:
 def test_a_server_without_noise_for_it_does_not_run(
     tiny_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulation, "_means", lambda run: None)
+    monkeypatch.setattr(simulation, "_means", lambda run, federation: None)
     with pytest.raises(RunError, match="this server has no noise for its means"):
         run(tiny_study(*SITE_PRIVACY), tmp_path / "run")
