@@ -131,4 +131,5 @@ def private_gradient(
         model, losses, x, y, unit_of_scan, n_units, plan.clip_norm, engine=plan.engine, memory_mb=plan.memory_mb
     )
     noise.add_gaussian(clipped.sum, plan.noise_share * plan.noise_multiplier * clipped.sensitivity, step)
-    return list(torch._foreach_div(clipped.sum, plan.denominator))
+    torch._foreach_div_(clipped.sum, plan.denominator)
+    return clipped.sum

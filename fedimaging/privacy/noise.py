@@ -2,11 +2,12 @@
 
 `SecureNoise` is keyed by the operating system and cannot be seeded. `SimulatedNoise` is a pure function of
 (seed, site, round, step, purpose), so hospitals and rounds never share noise and any carrier gives the same numbers.
-Both generate on the CPU. Secure noise is made and added in float64 and only then rounded to the tensor's type; simulated
-noise, which protects nobody, in float32, three times as fast.
+Both draw bits from AES in counter mode on the CPU, under keys that differ in where they come from, and turn them into
+Gaussians where the tensors are: a GPU waits for bits, never for logarithms. Secure noise is made and added in float64 and
+only then rounded to the tensor's type; simulated noise, which protects nobody, in float32, several times as fast.
 
 Sources: Mironov 2012 (what the last bits of floating-point noise give away); Holohan and Braghin 2021 (the sum of
-several Gaussians as a remedy); Salmon et al. 2011 (Philox, a counter-based generator).
+several Gaussians as a remedy); Box and Muller 1958; Salmon et al. 2011 (counter-based generators).
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +26,7 @@ from torch import Tensor
 from fedimaging.errors import PrivacyError, bad_value
 from fedimaging.privacy.units import poisson_inclusion
 
-_CHUNK = 1 << 17  # numbers per independent stream: fits the cache, and the streams can be filled side by side
+_CHUNK = 1 << 17  # numbers per key: their bits fit the cache, and the chunks can be filled side by side
 _DRAWS = 4  # Gaussians summed for one number of secure noise
 _MANTISSA = 0x000F_FFFF_FFFF_FFFF
 _EXPONENT_OF_ONE = 0x3FF0_0000_0000_0000
@@ -53,7 +55,7 @@ class SimulatedNoise:
     name = "simulated"
 
     def __init__(self, seed: int, site: str, round: int) -> None:
-        self._origin = f"fedimaging noise 1\n{seed}\n{site}\n{round}"
+        self._origin = f"fedimaging noise 2\n{seed}\n{site}\n{round}"
 
     def inclusion(self, step: int, n_units: int, sample_rate: float) -> np.ndarray:
         """See `NoiseSource.inclusion`."""
@@ -61,34 +63,30 @@ class SimulatedNoise:
 
     def generator(self, step: int, purpose: str) -> np.random.Generator:
         """A Philox stream keyed by the SHA-256 of where, when and what for."""
-        digest = hashlib.sha256(f"{self._origin}\n{step}\n{purpose}".encode()).digest()
-        return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8")))
+        return np.random.Generator(np.random.Philox(key=np.frombuffer(self._key(step, purpose)[:16], dtype="<u8")))
 
     def add_gaussian(self, tensors: Sequence[Tensor], std: float, step: int) -> None:
-        """See `NoiseSource.add_gaussian`. The same numbers on every device and for any number of threads."""
-        _check_std(std)
+        """See `NoiseSource.add_gaussian`. The same bits for any number of threads and on every device, whose logarithms and
+        cosines may differ in the last digit."""
+        _add(tensors, std, lambda chunk: self._key(step, f"gaussian {chunk}"), _SIMULATED)
 
-        def fill(index: int, out: Tensor) -> None:
-            digest = hashlib.sha256(f"{self._origin}\n{step}\ngaussian {index}".encode()).digest()
-            stream = np.random.SFC64(np.random.SeedSequence(int.from_bytes(digest, "little")))
-            np.random.Generator(stream).standard_normal(out=out.numpy(), dtype=np.float32)
-
-        _add(tensors, std, fill, torch.float32)
+    def _key(self, step: int, purpose: str) -> bytes:
+        return hashlib.sha256(f"{self._origin}\n{step}\n{purpose}".encode()).digest()
 
 
 class SecureNoise:
     """Noise for hospitals: AES-256-CTR under fresh keys from the operating system. It takes no seed.
 
-    A new key for every call makes it safe after a fork and leaves no state that could be replayed.
+    A new key for every chunk of every call makes it safe after a fork and leaves no state that could be replayed.
     """
 
     name = "secure"
 
     def inclusion(self, step: int, n_units: int, sample_rate: float) -> np.ndarray:
         """See `NoiseSource.inclusion`."""
-        uniforms = torch.empty(n_units, dtype=torch.float64)
-        _fill_secure_uniform(uniforms)
-        return poisson_inclusion(uniforms.numpy(), sample_rate)
+        words = torch.empty(n_units, dtype=torch.int64)
+        _key_stream(os.urandom(32), words)
+        return poisson_inclusion(_uniforms(words).numpy(), sample_rate)
 
     def generator(self, step: int, purpose: str) -> np.random.Generator:
         """A numpy generator seeded with 256 bits of the system's entropy."""
@@ -96,61 +94,102 @@ class SecureNoise:
 
     def add_gaussian(self, tensors: Sequence[Tensor], std: float, step: int) -> None:
         """See `NoiseSource.add_gaussian`. Each number is the sum of four Gaussians, each of a quarter of the variance."""
-        _check_std(std)
-        _add(tensors, std, lambda index, out: _fill_secure_normal(out), torch.float64)
+        _add(tensors, std, lambda chunk: os.urandom(32), _SECURE)
 
 
-def _check_std(std: float) -> None:
+@dataclass(frozen=True)
+class _Method:
+    """How bits become Gaussians: normals(words (..., draws, 2, H) of `words`) -> (..., 2 H) of `precision`."""
+
+    words: torch.dtype
+    draws: int
+    precision: torch.dtype
+    normals: Callable[[Tensor], Tensor]
+
+
+def _add(tensors: Sequence[Tensor], std: float, key_of: Callable[[int], bytes], method: _Method) -> None:
+    """Add std times standard normals. Product and sum are formed in the method's precision, or the tensors' own type if
+    that is wider, and only then rounded."""
     if not (math.isfinite(std) and std >= 0):
         raise PrivacyError(bad_value("std of the noise", std, "must be a finite number, 0 or above"))
-
-
-def _add(
-    tensors: Sequence[Tensor], std: float, fill: Callable[[int, Tensor], None], precision: torch.dtype
-) -> None:
-    """Add std times standard normals; `fill(index, out)` writes chunk `index` of all numbers laid end to end. Product
-    and sum are formed in `precision`, or the tensors' own type if that is wider, and only then rounded."""
-    if not tensors:
+    sizes = [tensor.numel() for tensor in tensors]
+    if not sum(sizes):
         return
-    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-    chunks = flat.split(_CHUNK)
-
-    def add(index: int) -> None:
-        normal = torch.empty(len(chunks[index]), dtype=precision)
-        fill(index, normal)
-        chunk = chunks[index]
-        chunk.copy_(normal.mul_(std).to(chunk.device).add(chunk))
-
-    if len(chunks) == 1 or torch.get_num_threads() == 1:
-        for index in range(len(chunks)):
-            add(index)
-    else:
-        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-            list(pool.map(add, range(len(chunks))))
-    for tensor, piece in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.detach().copy_(piece.view(tensor.shape))
+    normals = _normals(sum(sizes), tensors[0].device, key_of, method)
+    with torch.no_grad():
+        for tensor, piece in zip(tensors, normals.split(sizes), strict=True):
+            tensor.add_(piece.view(tensor.shape), alpha=std)
 
 
-def _fill_secure_uniform(out: Tensor) -> None:
-    """Uniforms on [0, 1) in steps of 2^-52, from AES-256-CTR key stream under a fresh key."""
-    cipher = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
-    bits = torch.zeros(out.numel(), dtype=torch.int64)
-    stream = bits.numpy().data.cast("B")
-    cipher.update_into(stream, stream)  # zeros in, key stream out, in place
-    # The mantissa of a float64 in [1, 2) is 52 free bits.
-    bits.bitwise_and_(_MANTISSA).bitwise_or_(_EXPONENT_OF_ONE)
-    torch.sub(bits.view(torch.float64), 1.0, out=out)
+def _normals(count: int, device: torch.device, key_of: Callable[[int], bytes], method: _Method) -> Tensor:
+    """(count,) standard normals on the device; chunk i of `_CHUNK` numbers comes from the key `key_of(i)`."""
+    sizes = [min(_CHUNK, count - first + (count - first) % 2) for first in range(0, count, _CHUNK)]
+    on_cpu = device.type == "cpu"
+    out = torch.empty(sum(sizes), dtype=method.precision) if on_cpu else None
+    words = None if on_cpu else torch.empty(sum(sizes) * method.draws, dtype=method.words, pin_memory=device.type == "cuda")
+
+    def fill(chunk: int) -> None:
+        first, size = chunk * _CHUNK, sizes[chunk]
+        mine = torch.empty(size * method.draws, dtype=method.words) if words is None else words[first * method.draws :]
+        mine = mine[: size * method.draws]
+        _key_stream(key_of(chunk), mine)
+        if out is not None:
+            out[first : first + size] = method.normals(mine.view(method.draws, 2, -1))
+
+    _side_by_side(fill, len(sizes))
+    if out is None and words is not None:
+        out = _on_device(words.to(device, non_blocking=True), sizes, method)
+    assert out is not None
+    return out[:count]
 
 
-def _fill_secure_normal(out: Tensor) -> None:
-    """Standard normals: four Box-Muller draws added and halved, so that no single rounding shows."""
-    half = (out.numel() + 1) // 2
-    total = torch.zeros(2, half, dtype=torch.float64)
-    uniform = torch.empty(2, half, dtype=torch.float64)
-    for _ in range(_DRAWS):
-        _fill_secure_uniform(uniform.view(-1))
-        radius = uniform[0].neg_().add_(1.0).log_().mul_(-2.0).sqrt_()  # 1 - u lies in (0, 1]: the log is finite
-        angle = uniform[1].mul_(2 * math.pi)
-        total[0] += radius * angle.cos()
-        total[1] += radius * angle.sin()
-    out.copy_(total.view(-1)[: out.numel()].div_(math.sqrt(_DRAWS)))
+def _on_device(words: Tensor, sizes: list[int], method: _Method) -> Tensor:
+    """All chunks but the last in one call, and the last one, which may be shorter."""
+    whole = (len(sizes) - 1) * _CHUNK * method.draws
+    parts = (words[:whole].view(-1, method.draws, 2, _CHUNK // 2), words[whole:].view(1, method.draws, 2, -1))
+    return torch.cat([method.normals(part).flatten() for part in parts if len(part)])
+
+
+def _side_by_side(work: Callable[[int], None], count: int) -> None:
+    if count == 1 or torch.get_num_threads() == 1:
+        for index in range(count):
+            work(index)
+        return
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+        list(pool.map(work, range(count)))
+
+
+def _key_stream(key: bytes, out: Tensor) -> None:
+    """Fill `out` with the key stream of AES-256-CTR from counter 0: a key must serve once."""
+    out.zero_()
+    stream = out.numpy().data.cast("B")
+    Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update_into(stream, stream)  # zeros in, key stream out
+
+
+def _uniforms(bits: Tensor) -> Tensor:
+    """int64 words -> float64 on [0, 1) in steps of 2^-52: the mantissa of a float64 in [1, 2) is 52 free bits. In place."""
+    return bits.bitwise_and_(_MANTISSA).bitwise_or_(_EXPONENT_OF_ONE).view(torch.float64).sub_(1.0)
+
+
+def _secure_normals(words: Tensor) -> Tensor:
+    """Four Box-Muller draws added and halved, so that no single rounding shows."""
+    uniform = _uniforms(words)
+    radius = uniform[..., 0, :].neg().add_(1.0).log_().mul_(-2.0).sqrt_()  # 1 - u lies in (0, 1]: the log is finite
+    angle = uniform[..., 1, :].mul(2 * math.pi)
+    pairs = torch.stack([(radius * angle.cos()).sum(-2), (radius * angle.sin_()).sum(-2)], dim=-2)
+    return pairs.flatten(-2).div_(math.sqrt(_DRAWS))
+
+
+def _simulated_normals(words: Tensor) -> Tensor:
+    """One Box-Muller draw from 31 and 32 bits; the radius reaches 6.7, fine steps included."""
+    bits = words[..., 0, 0, :].bitwise_and_(0x7FFF_FFFF)
+    radius = bits.float().add_(0.5).mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
+    angle = words[..., 0, 1, :].float().mul_(math.pi * 2.0**-31)
+    out = torch.empty(*words.shape[:-3], 2, words.shape[-1], dtype=torch.float32, device=words.device)
+    torch.mul(radius, angle.cos(), out=out[..., 0, :])
+    torch.mul(radius, angle.sin_(), out=out[..., 1, :])
+    return out.flatten(-2)
+
+
+_SIMULATED = _Method(torch.int32, 1, torch.float32, _simulated_normals)
+_SECURE = _Method(torch.int64, _DRAWS, torch.float64, _secure_normals)

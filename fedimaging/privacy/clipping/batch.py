@@ -74,9 +74,22 @@ class UnitBatch:
         return torch.repeat_interleave(torch.arange(len(self)), self.counts)
 
     @property
+    def even(self) -> int | None:
+        """The number of scans of every unit, where all have as many."""
+        return int(self.counts[0]) if len(self.counts) and bool((self.counts == self.counts[0]).all()) else None
+
+    @property
     def weights(self) -> Tensor:
         """(S,) one over the number of scans of the scan's unit: a unit's loss is the mean of its scans' losses."""
+        if self.even is not None:
+            return self.x.new_full((len(self.x),), 1.0 / self.even)
         return torch.repeat_interleave(1.0 / self.counts.double(), self.counts).to(self.x)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """A value of each unit (U,), on the scans' device -> of each scan (S,)."""
+        if self.even is not None:
+            return values.repeat_interleave(self.even)
+        return torch.repeat_interleave(values, self.counts.to(values.device), output_size=len(self.x))
 
     def units(self, first: int, last: int) -> "UnitBatch":
         """Units first..last-1."""

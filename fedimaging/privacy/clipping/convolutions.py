@@ -60,7 +60,7 @@ def _unrolled(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tens
     dims, scans = len(layer.kernel_size), len(a) // n
     positions = narrow.shape[2:]
     unrolled = scans * wide.shape[1] * torch.Size(layer.kernel_size).numel() * positions.numel()
-    for run in blocks(n, unrolled):
+    for run in blocks(n, unrolled, a.device):
         rows = slice(run.start * scans, run.stop * scans)
         patches = _patches(wide[rows], layer)
         for dim, size in enumerate(positions, start=2 + dims):
@@ -86,7 +86,7 @@ def _way(layer: _Conv, a: Tensor) -> Callable[[_Conv, Tensor, Tensor, int], Tens
     strided = max(layer.kernel_size) > 1 < layer.weight.shape[1] and layer.weight.numel() <= _FEW_STRIDED
     if planes and torch.backends.mkldnn.is_available() and (_is_dense(layer) or layer.groups > 1 or strided):
         return _as_groups
-    return _by_offset if _is_dense(layer) else _by_patches
+    return _by_offset if _is_dense(layer) and a.device.type == "cpu" else _by_patches
 
 
 def _as_groups(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
@@ -124,7 +124,7 @@ def _on_grids(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[slic
     narrow, wide = (a, g) if layer.transposed else (g, a)
     grid, shifts, groups, scans = _grid(layer, wide), _shifts(layer, _grid(layer, wide)), layer.groups, len(a) // n
     length = scans * torch.Size(grid).numel() - shifts[-1]
-    for run in blocks(n, length * (narrow.shape[1] + wide.shape[1])):
+    for run in blocks(n, length * (narrow.shape[1] + wide.shape[1]), a.device):
         rows = slice(run.start * scans, run.stop * scans)
         units = run.stop - run.start
         left = _on_grid(narrow[rows], units, grid, [0] * len(grid)).view(units * groups, -1, length + shifts[-1])

@@ -26,6 +26,7 @@ from fedimaging.privacy.clipping.batch import (
     zero_sum,
 )
 from fedimaging.privacy.clipping.memory import ProofKey, proof_key
+from fedimaging.privacy.clipping.replay import sum_by_replay
 from fedimaging.privacy.clipping.rules import Product, shaped
 from fedimaging.privacy.clipping.tape import Use, recording
 
@@ -39,6 +40,10 @@ def sum_by_bookkeeping(model: nn.Module, losses: Losses, batch: UnitBatch, clip_
     that cannot be followed; this is checked against autograd's own graph at every step.
     """
     _prove_rows_are_scans(model, losses, batch)
+    if batch.x.is_cuda:
+        replayed = sum_by_replay(rough_sum, model, losses, batch, clip_norm)
+        if replayed is not None:
+            return replayed
     order = torch.argsort(batch.counts, stable=True)
     ordered = batch.choose(order)
     books = _read(model, losses, ordered)
@@ -52,6 +57,17 @@ def sum_by_bookkeeping(model: nn.Module, losses: Losses, batch: UnitBatch, clip_
     found = torch.empty_like(norms)
     found[order.to(norms.device)] = norms
     return ClippedSum(total, found, clip_norm)
+
+
+def rough_sum(
+    model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float, real: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The sum over the units that `real` (U,) marks with 1 and not 0, all units' norms, and () bool: whether every norm is
+    finite and none was lost in cancellation, so that the sum holds. Nothing in here waits for the device to answer."""
+    books = _read(model, losses, batch, rough=True)
+    norms = books.close()
+    total = books.weighted_sum(model, clip_factors(norms, clip_norm) * real)
+    return total, norms, torch.isfinite(norms).all() & ~books.cancelled
 
 
 @dataclass(frozen=True)
@@ -69,10 +85,13 @@ class _Books:
     """What is known of each unit after one pass: `squares` (U,), its squared norm so far, and what sums need.
 
     `kept`: unit gradients (O, U, R) by parameter, one tensor a group. `later`: uses whose weight is summed at the end.
+    rough: norms that cancelled are not found again but told of by `cancelled`.
     """
 
-    def __init__(self, batch: UnitBatch) -> None:
+    def __init__(self, batch: UnitBatch, rough: bool) -> None:
+        self.batch, self.rough = batch, rough
         self.counts = batch.counts
+        self.cancelled = torch.zeros((), dtype=torch.bool, device=batch.x.device)
         self.squares = torch.zeros(len(batch), dtype=torch.float64, device=batch.x.device)
         self.groups = list(_groups(batch.counts))
         self.kept: dict[nn.Parameter, list[Tensor]] = {}
@@ -85,20 +104,26 @@ class _Books:
         product, a = use.rule.product, use.a
         if alone and "weight" in names and product and product.prefers_gram(use.layer, a, g, len(self.counts)):
             for group in self.groups:
-                squares = product.squares(use.layer, a[group.scans], g[group.scans], len(group))
-                self.squares[group.units] += squares
+                self.squares[group.units] += self._squares(product, use.layer, a[group.scans], g[group.scans], len(group))
             self.later.append((use, product, g))
             names.remove("weight")
         if not names:
             return
         found = []
         for group in self.groups:
-            statistics = [part[group.scans] for part in use.statistics]
             part = (a[group.scans], g[group.scans], len(group))
-            found.append(use.rule.unit_gradients(use.layer, *part, names, *statistics))
+            by_scan = [gradients[group.scans] for gradients in use.by_scan]
+            found.append(use.rule.unit_gradients(use.layer, *part, names, *by_scan))
         for name, parameter in use.parameters.items():
             if name in names:
                 self._keep(parameter, [gradients[name] for gradients in found], alone)
+
+    def _squares(self, product: Product, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Tensor:
+        if not self.rough:
+            return product.squares(layer, a, g, n)
+        found, cancelled = product.rough_squares(layer, a, g, n)
+        self.cancelled |= cancelled.any()
+        return found
 
     def _keep(self, parameter: nn.Parameter, gradients: list[Tensor], alone: bool) -> None:
         if not alone:  # another use may have another layout: bring all to one
@@ -122,7 +147,7 @@ class _Books:
             weights = factors.to(parameter)
             pieces = [weights[group.units] @ part for group, part in zip(self.groups, parts, strict=True)]
             total[parameter] = shaped(sum(pieces[1:], pieces[0]), parameter)
-        by_scan = torch.repeat_interleave(factors, self.counts.to(factors.device))
+        by_scan = self.batch.spread(factors)
         for use, product, g in self.later:
             scaled = g * by_scan.to(g).view(-1, *[1] * (g.dim() - 1))
             total[cast(nn.Parameter, use.layer.weight)] = product.weighted(use.layer, use.a, scaled).contiguous()
@@ -136,13 +161,13 @@ def _groups(counts: Tensor) -> Iterator[_Group]:
         unit, scan = unit + units, scan + scans * units
 
 
-def _read(model: nn.Module, losses: Losses, batch: UnitBatch) -> _Books:
+def _read(model: nn.Module, losses: Losses, batch: UnitBatch, *, rough: bool = False) -> _Books:
     """One forward, one backward pass, and every layer's entry. `batch` is sorted by scans per unit."""
     with recording(model, len(batch.x)) as tape:
         total = (scan_losses(losses, model(batch.x), batch.y) * batch.weights).sum()
     reached = tape.gradients(total)
     calls = Counter(parameter for use, _ in reached for parameter in use.parameters.values())
-    books = _Books(batch)
+    books = _Books(batch, rough)
     while reached:
         use, g = reached.pop()  # each output gradient is let go as soon as its layer is entered
         books.enter(use, g, alone=all(calls[parameter] == 1 for parameter in use.parameters.values()))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 _BLOCK = 1 << 20  # numbers laid out at a time: stays near the cache and in memory that the allocator hands out again
+_GPU_BLOCK = 1 << 28  # a GPU wants few large calls
 _GRAM_OVERHEAD = 1e7  # operations that would take as long as the calls for two Gram matrices and one more gradient
 _CANCELLED = 1e-2  # below this share of its terms' absolute sum, a float32 Gram norm is computed again in float64
 
@@ -27,8 +28,9 @@ a sum over units (O, R) into the parameter's shape."""
 class Rule:
     """How one kind of layer is differentiated per unit. `a` (S, ...) its input, `g` (S, ...) the output's gradient.
 
-    unit_gradients(layer, a, g, U, names, *statistics) for the layer's own parameters of these names.
-    statistics(output): what forward computed and backward will need, each (S, ...); most layers have none.
+    unit_gradients(layer, a, g, U, names, *by_scan) for the layer's own parameters of these names.
+    recorded(layer, x): takes forward's place while a pass is recorded, with the same output; the output's node gets an
+    attribute `by_scan` in the backward pass: the parameters' gradients of each scan (S, ...). Most layers have none.
     product: for a layer whose weight's unit gradient is a product of two matrices.
     refuse(layer): why a layer of this kind cannot be treated after all, or None.
     """
@@ -36,7 +38,7 @@ class Rule:
     forward: Callable[..., Tensor]
     unit_gradients: Callable[..., UnitGradients]
     product: "Product | None" = None
-    statistics: Callable[[Tensor], tuple[Tensor, ...]] = lambda output: ()
+    recorded: Callable[[nn.Module, Tensor], Tensor] | None = None
     refuse: Callable[[nn.Module], str | None] = lambda layer: None
 
 
@@ -71,22 +73,26 @@ class Product:
         A sum of products of inner products can cancel where the product itself would not: units for which it does
         so beyond float32's means are computed again in float64.
         """
+        value, cancelled = self.rough_squares(layer, a, g, n)
+        if a.dtype != torch.float64 and bool(cancelled.any()):
+            a, g = (part.unflatten(0, (n, -1))[cancelled].flatten(0, 1).double() for part in (a, g))
+            value[cancelled] = self.squares(layer, a, g, int(cancelled.sum()))
+        return value
+
+    def rough_squares(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """`squares` (U,) without a second try, and (U,) bool: which of them cancelled too much to be trusted."""
         found, size = [], []
         for rows, columns in self.grams(layer, a, g, n):
             terms = (rows * columns).flatten(1)
             found.append(terms.sum(1, dtype=torch.float64))
             size.append(torch.linalg.vector_norm(terms, 1, dim=1))
         value = torch.cat(found).clamp_(min=0)
-        cancelled = value < _CANCELLED * torch.cat(size)
-        if a.dtype != torch.float64 and bool(cancelled.any()):
-            a, g = (part.unflatten(0, (n, -1))[cancelled].flatten(0, 1).double() for part in (a, g))
-            value[cancelled] = self.squares(layer, a, g, int(cancelled.sum()))
-        return value
+        return value, value < _CANCELLED * torch.cat(size)
 
 
-def blocks(n_units: int, numbers_per_unit: int) -> Iterator[slice]:
-    """Runs of units whose unrolled matrices hold about `_BLOCK` numbers."""
-    size = max(1, _BLOCK // max(1, numbers_per_unit))
+def blocks(n_units: int, numbers_per_unit: int, device: torch.device) -> Iterator[slice]:
+    """Runs of units whose unrolled matrices hold about as many numbers as the device likes."""
+    size = max(1, (_BLOCK if device.type == "cpu" else _GPU_BLOCK) // max(1, numbers_per_unit))
     for first in range(0, n_units, size):
         yield slice(first, min(first + size, n_units))
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,13 @@ class Use:
     rule: Rule
     parameters: dict[str, nn.Parameter]
     a: Tensor
-    statistics: tuple[Tensor, ...]
     version: int
     edge: GradientEdge
+
+    @property
+    def by_scan(self) -> tuple[Tensor, ...]:
+        """Gradients of each scan (S, ...) that the backward pass left here; empty where it has none, or did not come by."""
+        return getattr(self.edge.node, "by_scan", ())
 
 
 @dataclass
@@ -83,13 +88,17 @@ def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
                 "'loop' or 'vmap'."
             )
         rule, own = layers[layer]
-        kept = rule.statistics(output)
-        tape.uses.append(Use(layer, rule, own, a.detach(), kept, a._version, get_gradient_edge(output)))
+        tape.uses.append(Use(layer, rule, own, a.detach(), a._version, get_gradient_edge(output)))
 
     handles = [layer.register_forward_hook(note) for layer in layers]
+    replaced = {layer: rule.recorded for layer, (rule, _) in layers.items() if rule.recorded is not None}
+    for layer, recorded in replaced.items():
+        layer.forward = partial(recorded, layer)
     try:
         yield tape
     finally:
+        for layer in replaced:
+            del layer.forward
         for handle in handles:
             handle.remove()
 
