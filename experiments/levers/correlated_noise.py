@@ -214,12 +214,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=30)
     given = parser.parse_args()
     began = time.monotonic()
+    seeds = given.seeds
     tables = {
         "Full batches, 100 rounds: error at equal ε over that of independent noise.": [
             *full_batches(), "", check_sensitivity(), "", check_least_error(models(0.0))],
         f"Small batches: error of all models at equal ε (δ = {DELTA:g}) over that of full batches with independent noise.":
             small_batches(),
-        f"Generated patients, AUROC: mean ± standard error of {given.seeds} trainings (best learning rate).": trained(given.seeds),
+        f"Generated patients, AUROC: mean ± standard error of {seeds} trainings (best learning rate).": trained(seeds),
     }  # fmt: skip
     lines = [line for words, table in tables.items() for line in (words, "", *table, "")]
     seconds = f"{time.monotonic() - began:.0f} s"
