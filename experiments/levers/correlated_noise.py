@@ -127,7 +127,7 @@ def searched(A: np.ndarray, start: np.ndarray, reach: Callable[[torch.Tensor], t
         C = torch.where(mask, free, 0.0)
         loss = torch.log(torch.linalg.solve_triangular(C, target, upper=False, left=False).square().sum() * reach(C))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return np.where(start != 0, free.detach().numpy(), 0.0)
 
@@ -181,7 +181,7 @@ def small_batches() -> list[str]:
         if bands > 1:
             start = np.tril(np.triu(np.full((ROUNDS, ROUNDS), 0.3), -(bands - 1)), -1) + np.eye(ROUNDS)
             C = searched(A, np.tril(start), lambda C: C.square().sum(0).max())
-            factor = error(A, C, lambda C: float(np.linalg.norm(C, axis=0).max())) / np.linalg.norm(A)
+            factor = error(A, C, lambda C: float(np.linalg.norm(C, axis=0).max())) / float(np.linalg.norm(A))
         cells = []
         for epsilon in EPSILONS:
             noise = calibrate(epsilon, DELTA, min(1.0, bands * q), -(-ROUNDS // bands)) / q
