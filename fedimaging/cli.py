@@ -10,6 +10,7 @@ import typer
 
 from fedimaging import __version__
 from fedimaging.cli_audit import audit
+from fedimaging.cli_release import release, release_key, verify
 from fedimaging.cli_server import app as server_app
 from fedimaging.cli_site import app as site_app
 from fedimaging.cli_sweep import sweep
@@ -130,6 +131,9 @@ def _quietly(work: Callable[[], None]) -> None:
 
 app.command()(sweep)
 app.command()(audit)
+app.command()(release)
+app.command("release-key")(release_key)
+app.command()(verify)
 
 
 @app.command()

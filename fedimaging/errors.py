@@ -5,6 +5,7 @@ FedimagingError            exit code 2, one line, no traceback
 ├── DataError              the hospital's manifest, images, masks or labels
 ├── SiteError              the hospital's own folder: settings, policy, keys, approvals
 ├── RunError               the run folder, the disk, a resume that does not fit
+├── ReleaseError           a release that its checks, its manifest or its signature do not allow
 ├── LinkError              the network between a hospital and the server
 │   ├── LinkDown           no answer: try again later
 │   │   └── LinkCut        no answer to what may have arrived
@@ -51,6 +52,12 @@ class RunError(FedimagingError):
     """The run folder cannot be written, resumed or read."""
 
     code = "run"
+
+
+class ReleaseError(FedimagingError):
+    """A model may not be released, or a release folder is not as it was signed."""
+
+    code = "release"
 
 
 class LinkError(FedimagingError):

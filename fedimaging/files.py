@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -44,6 +45,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, tree: Any) -> None:
     """Write JSON by rename; NaN is refused, because JSON has none."""
     write_text(path, json.dumps(tree, indent=1, allow_nan=False) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 (hex) of a file's content. Error: RunError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
 
 
 def append_line(path: Path, line: str) -> None:

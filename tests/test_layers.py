@@ -8,14 +8,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "fedimaging"
 RANK = {
-    "cli": 9, "cli_audit": 8, "cli_server": 8, "cli_site": 8, "cli_sweep": 8,
+    "cli": 10, "cli_audit": 9, "cli_server": 9, "cli_site": 9, "cli_sweep": 9, "cli_release": 9, "release": 8,
     "runs": 7, "federated": 6, "site": 5, "study": 4, "training": 3, "audits": 3,
     "privacy": 2, "data": 2, "models": 2, "aggregation": 2, "keys": 2,
     "files": 1, "lean_imports": 1, "results": 1, "spec": 1, "errors": 0,
 }
 ONLY_IN = {
     "flwr": {"federated"}, "ray": {"federated"}, "monai": {"models", "training", "data"},
-    "typer": {"cli", "cli_audit", "cli_server", "cli_site", "cli_sweep"},
+    "typer": {"cli", "cli_audit", "cli_server", "cli_site", "cli_sweep", "cli_release"},
 }
 
 
@@ -77,7 +77,7 @@ def test_auditors_files_need_the_standard_library_only(file: str) -> None:
 
 @pytest.mark.parametrize("package", [
     "study", "privacy/spec.py", "data/spec.py", "models/spec.py", "training/spec.py", "cli.py", "cli_audit.py", "cli_server.py",
-    "cli_sweep.py",
+    "cli_sweep.py", "cli_release.py",
 ])
 def test_reading_a_study_loads_nothing_heavy(package: str) -> None:
     path = ROOT / package

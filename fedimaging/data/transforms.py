@@ -33,6 +33,22 @@ def prepare_mask(mask: Scan, spec: DataSpec) -> np.ndarray:
     return _crop_or_pad(sized, spec.image_size, 0)[0]
 
 
+def restore_mask(mask: np.ndarray, scan: Scan, spec: DataSpec) -> np.ndarray:
+    """A label map of the prepared scan (*image_size) back on the scan's own grid (*spatial of `scan.pixels`): nearest
+    neighbour, and 0 where the prepared scan did not reach."""
+    pixels, spacing = _of_dims(scan, spec)
+    shape = pixels.shape[1:]
+    sized = _rescale(np.zeros((1, *shape), np.uint8), spacing, spec, nearest=True)[0].shape[1:]
+    whole = _crop_or_pad(mask[None], sized, 0)
+    if len(shape) == 2:
+        own = _resize_plane(whole, shape, nearest=True)
+    else:
+        own = _resample(whole, np.divide(shape, sized), nearest=True)
+    if scan.pixels.ndim == 4 and len(shape) == 2:  # a volume one slice thick, seen as a picture
+        own = np.flip(own, (1, 2)).swapaxes(1, 2)
+    return own.reshape(scan.pixels.shape[1:])
+
+
 def _of_dims(scan: Scan, spec: DataSpec) -> tuple[np.ndarray, tuple[float, ...] | None]:
     """(C, *spatial) with as many spatial axes as the study, and their spacing.
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-ADDED: Mapping[str, Any] = MappingProxyType({})
+ADDED: Mapping[str, Any] = MappingProxyType({"release": None})
 """Key, with dots -> the value (as JSON) at which it changes nothing. Of a group of keys: the group, and each of its keys that
 came later still."""
 

@@ -19,6 +19,7 @@ from fedimaging.models.zoo import CLASSIFIERS, SEGMENTERS
 from fedimaging.privacy.spec import PrivacySpec
 from fedimaging.spec import EvaluationRelease, Spec
 from fedimaging.study.added_keys import without_added
+from fedimaging.study.release_spec import ReleaseSpec
 from fedimaging.training.spec import LocalTraining
 from fedimaging.training.task_spec import TaskSpec
 
@@ -132,6 +133,7 @@ class Study(Spec):
     evaluation: EvaluationSpec = EvaluationSpec()
     policy: SimulatedHospitals = SimulatedHospitals()
     runtime: RuntimeSpec = RuntimeSpec()
+    release: ReleaseSpec | None = None
 
     @model_validator(mode="after")
     def _model_does_the_task(self) -> "Study":
@@ -165,6 +167,13 @@ class Study(Spec):
                 "privacy.secure_sum shares the noise of one sum among all hospitals: it needs training.local_steps=1, plain "
                 "sgd (no momentum, no weight_decay), and all hospitals in every round"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _more_is_better(self) -> "Study":
+        limited = self.release is not None and self.release.minimum_external is not None
+        if limited and (self.evaluation.metric or "").startswith(("brier", "hd95_mm")):
+            raise ValueError(f"release.minimum_external needs a metric of which more is better, not {self.evaluation.metric!r}")
         return self
 
     @property

@@ -1,0 +1,50 @@
+"""`fedimaging release`, `verify`, `predict`, `trace`: parsing only, as in `cli.py`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ReleasePath = Annotated[Path, typer.Argument(metavar="RELEASE", help="A release folder.")]
+PublicKey = Annotated[Path | None, typer.Option("--public-key", help="The releaser's public key, got by another way.")]
+
+
+def release(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished folder of `fedimaging simulate`.")],
+    approved_by: Annotated[str, typer.Option("--approved-by", help="The person who releases the model.")],
+    role: Annotated[str, typer.Option("--role", help="That person's role.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why the model is released.")],
+    key: Annotated[Path, typer.Option("--key", help="The person's private Ed25519 key (see release-key).")],
+    waive: Annotated[list[str] | None, typer.Option("--waive", metavar="CHECK=REASON", help="Let a failed check pass.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The release folder [default: RUN/release].")] = None,
+) -> None:
+    """Check a run against the limits of its study, and write a signed release. Exit code 2, and nothing, where a check fails."""
+    from fedimaging.release.card import People
+    from fedimaging.release.checks import parse_waivers
+    from fedimaging.release.folder import release as make
+    from fedimaging.release.signing import read_signing_key
+
+    folder = make(run, People(approved_by, role, reason), read_signing_key(key), parse_waivers(waive or []), out)
+    typer.echo(str(folder / "card.html"))
+
+
+def release_key(
+    key: Annotated[Path, typer.Argument(metavar="KEY_FILE", help="Where the private key goes; the public one beside it, .pub.")],
+) -> None:
+    """Make the Ed25519 key with which one person signs releases."""
+    from fedimaging.release.signing import key_fingerprint, make_signing_key, read_verifying_key
+
+    public = make_signing_key(key)
+    typer.echo(f"{key}.pub: fingerprint {key_fingerprint(read_verifying_key(public, str(key)))}")
+
+
+def verify(folder: ReleasePath, public_key: PublicKey = None) -> None:
+    """Check every byte of a release and its signature. Exit code 2, naming the file, where anything was altered."""
+    from fedimaging.release.folder import verify as check
+    from fedimaging.release.signing import read_key_text
+
+    manifest = check(folder, None if public_key is None else read_key_text(public_key))
+    whose = "the key given" if public_key else f"a key of its own, fingerprint {manifest['key_fingerprint']}: compare it"
+    typer.echo(f"in order: {len(manifest['files'])} files, signed with {whose}")
+    who = f"{manifest['approved_by']} ({manifest['role']}), {manifest['created']}"
+    typer.echo(f"model {manifest['model_sha256']}, released by {who}")
