@@ -146,13 +146,12 @@ _METRIC_HEAD = ("Whom", "Metric", "Value and interval", "Patients")
 
 
 def _metric_rows(who: str, table: Mapping[str, Any], counting: Counting, only: str | None = None) -> list[Row]:
-    kind = metric_words
-    rows = []
+    rows: list[Row] = []
     for metric in shown_table(table, counting):
         if only in (None, metric):
             one = table[metric]
-            text = interval_text(read_interval(one), kind(metric).digits)
-            rows.append((who, kind(metric).label, text, counting.words(one["n_patients"])))
+            text = interval_text(read_interval(one), metric_words(metric).digits)
+            rows.append((who, metric_words(metric).label, text, counting.words(one["n_patients"])))
     return rows
 
 

@@ -169,8 +169,8 @@ def worst_external(report: Mapping[str, Any], metric: str, least: int) -> float 
     """The lower of: the metric over all held-out hospitals together; and at each hospital that a model trained without it
     was tested on, where it has at least `least` test patients. None where neither was measured."""
     left_out = (report.get("leave_one_out") or {}).get("hospitals") or {}
-    external = [row.get("external") or {} for row in left_out.values()]
-    found = [(report.get("held_out") or {}).get(metric) or {}, *(one for one in external if (one.get("n_patients") or 0) >= least)]
+    external = [row["external"] for row in left_out.values() if row.get("external")]
+    found = [(report.get("held_out") or {}).get(metric) or {}, *(one for one in external if one["n_patients"] >= least)]
     return min((float(one["value"]) for one in found if one.get("value") is not None), default=None)
 
 
