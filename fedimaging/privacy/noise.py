@@ -2,8 +2,8 @@
 
 `SecureNoise` is keyed by the operating system and cannot be seeded. `SimulatedNoise` is a pure function of
 (seed, site, round, step, purpose), so hospitals and rounds never share noise and any carrier gives the same numbers.
-Both draw bits from AES in counter mode on the CPU, under keys that differ in where they come from, and turn them into
-Gaussians where the tensors are: a GPU waits for bits, never for logarithms. Secure noise is made and added in float64 and
+Both draw bits from ChaCha20 (`key_stream.py`), under keys that differ in where they come from, and turn them into Gaussians
+where the tensors are. Secure noise is made and added in float64 and
 only then rounded to the tensor's type; simulated noise, which protects nobody, in float32, several times as fast.
 
 Sources: Mironov 2012 (what the last bits of floating-point noise give away); Holohan and Braghin 2021 (the sum of
@@ -20,10 +20,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 from fedimaging.errors import PrivacyError, bad_value
+from fedimaging.privacy import key_stream
 from fedimaging.privacy.units import poisson_inclusion
 
 _CHUNK = 1 << 17  # numbers per key: their bits fit the cache, and the chunks can be filled side by side
@@ -75,7 +75,7 @@ class SimulatedNoise:
 
 
 class SecureNoise:
-    """Noise for hospitals: AES-256-CTR under fresh keys from the operating system. It takes no seed.
+    """Noise for hospitals: ChaCha20 under fresh keys from the operating system. It takes no seed.
 
     A new key for every chunk of every call makes it safe after a fork and leaves no state that could be replayed.
     """
@@ -85,7 +85,7 @@ class SecureNoise:
     def inclusion(self, step: int, n_units: int, sample_rate: float) -> np.ndarray:
         """See `NoiseSource.inclusion`."""
         words = torch.empty(n_units, dtype=torch.int64)
-        _key_stream(os.urandom(32), words)
+        key_stream.fill(os.urandom(32), words)
         return poisson_inclusion(_uniforms(words).numpy(), sample_rate)
 
     def generator(self, step: int, purpose: str) -> np.random.Generator:
@@ -115,39 +115,55 @@ def _add(tensors: Sequence[Tensor], std: float, key_of: Callable[[int], bytes], 
     sizes = [tensor.numel() for tensor in tensors]
     if not sum(sizes):
         return
-    normals = _normals(sum(sizes), tensors[0].device, key_of, method)
+    device = tensors[0].device
+    where = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # Apple's MPS has no float64
+    pieces = _normals(sum(sizes), where, key_of, method).split(sizes)
     with torch.no_grad():
-        for tensor, piece in zip(tensors, normals.split(sizes), strict=True):
-            tensor.add_(piece.view(tensor.shape), alpha=std)
+        noised = [tensor.to(where) for tensor in tensors]
+        torch._foreach_add_(noised, [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)], alpha=std)
+        if where != device:
+            torch._foreach_copy_(list(tensors), noised)
 
 
 def _normals(count: int, device: torch.device, key_of: Callable[[int], bytes], method: _Method) -> Tensor:
     """(count,) standard normals on the device; chunk i of `_CHUNK` numbers comes from the key `key_of(i)`."""
     sizes = [min(_CHUNK, count - first + (count - first) % 2) for first in range(0, count, _CHUNK)]
-    on_cpu = device.type == "cpu"
-    out = torch.empty(sum(sizes), dtype=method.precision) if on_cpu else None
-    words = None if on_cpu else torch.empty(sum(sizes) * method.draws, dtype=method.words, pin_memory=device.type == "cuda")
-
-    def fill(chunk: int) -> None:
-        first, size = chunk * _CHUNK, sizes[chunk]
-        mine = torch.empty(size * method.draws, dtype=method.words) if words is None else words[first * method.draws :]
-        mine = mine[: size * method.draws]
-        _key_stream(key_of(chunk), mine)
-        if out is not None:
-            out[first : first + size] = method.normals(mine.view(method.draws, 2, -1))
-
-    _side_by_side(fill, len(sizes))
-    if out is None and words is not None:
-        out = _on_device(words.to(device, non_blocking=True), sizes, method)
-    assert out is not None
-    return out[:count]
+    found = _on_cuda(sizes, device, key_of, method) if device.type == "cuda" else None
+    if found is None:
+        found = _on_cpu(sizes, key_of, method).to(device)
+    return found[:count]
 
 
-def _on_device(words: Tensor, sizes: list[int], method: _Method) -> Tensor:
-    """All chunks but the last in one call, and the last one, which may be shorter."""
-    whole = (len(sizes) - 1) * _CHUNK * method.draws
-    parts = (words[:whole].view(-1, method.draws, 2, _CHUNK // 2), words[whole:].view(1, method.draws, 2, -1))
-    return torch.cat([method.normals(part).flatten() for part in parts if len(part)])
+def _on_cpu(sizes: list[int], key_of: Callable[[int], bytes], method: _Method) -> Tensor:
+    out = torch.empty(sum(sizes), dtype=method.precision)
+
+    def make(chunk: int) -> None:
+        words = torch.empty(method.draws, 2, sizes[chunk] // 2, dtype=method.words)
+        key_stream.fill(key_of(chunk), words)
+        out[chunk * _CHUNK :][: sizes[chunk]] = method.normals(words)
+
+    _side_by_side(make, len(sizes))
+    return out
+
+
+def _on_cuda(
+    sizes: list[int], device: torch.device, key_of: Callable[[int], bytes], method: _Method
+) -> Tensor | None:
+    """All chunks but the last at once, and the last one, which may be shorter. None: the device cannot make the bits."""
+    found, first = [], 0
+    for chunks, size in ((len(sizes) - 1, _CHUNK), (1, sizes[-1])):
+        keys = [key_of(chunk) for chunk in range(first, first + chunks)]
+        first += chunks
+        if not keys:
+            continue
+        numbers = size * method.draws
+        per_word = 8 // method.words.itemsize
+        words = key_stream.on_cuda(keys, -(-numbers // per_word), device)
+        if words is None:
+            return None
+        cut = words.contiguous().view(method.words)[:, :numbers]
+        found.append(method.normals(cut.reshape(chunks, method.draws, 2, -1)).flatten())
+    return torch.cat(found)
 
 
 def _side_by_side(work: Callable[[int], None], count: int) -> None:
@@ -157,13 +173,6 @@ def _side_by_side(work: Callable[[int], None], count: int) -> None:
         return
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
         list(pool.map(work, range(count)))
-
-
-def _key_stream(key: bytes, out: Tensor) -> None:
-    """Fill `out` with the key stream of AES-256-CTR from counter 0: a key must serve once."""
-    out.zero_()
-    stream = out.numpy().data.cast("B")
-    Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update_into(stream, stream)  # zeros in, key stream out
 
 
 def _uniforms(bits: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ class _Graph:
     graph: torch.cuda.CUDAGraph
     batch: UnitBatch
     real: Tensor
-    total: list[Tensor]
+    total: Tensor
+    shapes: list[torch.Size]
     norms: Tensor
     holds: Tensor
 
@@ -90,12 +91,13 @@ def _captured(
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, pool=shelf.pool):
-            total, norms, holds = run(model, losses, still, clip_norm, real)
+            parts, norms, holds = run(model, losses, still, clip_norm, real)
+            total = torch.cat([part.flatten() for part in parts])  # one copy takes it out, however many tensors there are
     except RuntimeError:  # a loss that waits for the device, say; the ordinary pass does not mind
         torch.cuda.synchronize()
         return None
     shelf.pool = graph.pool()
-    return _Graph(graph, still, real, total, norms, holds)
+    return _Graph(graph, still, real, total, [part.shape for part in parts], norms, holds)
 
 
 def _replayed(graph: _Graph, batch: UnitBatch, clip_norm: float) -> ClippedSum | None:
@@ -108,4 +110,6 @@ def _replayed(graph: _Graph, batch: UnitBatch, clip_norm: float) -> ClippedSum |
     graph.graph.replay()
     if not bool(graph.holds):
         return None
-    return ClippedSum([part.clone() for part in graph.total], graph.norms[:count].clone(), clip_norm)
+    pieces = graph.total.clone().split([shape.numel() for shape in graph.shapes])
+    total = [piece.view(shape) for piece, shape in zip(pieces, graph.shapes, strict=True)]
+    return ClippedSum(total, graph.norms[:count].clone(), clip_norm)
