@@ -1,4 +1,4 @@
-"""`fedimaging release`, `verify`, `predict`, `trace`: parsing only, as in `cli.py`."""
+"""`fedimaging release`, `release-key`, `verify`, `predict`, `trace`: parsing only, as in `cli.py`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -48,3 +48,39 @@ def verify(folder: ReleasePath, public_key: PublicKey = None) -> None:
     typer.echo(f"in order: {len(manifest['files'])} files, signed with {whose}")
     who = f"{manifest['approved_by']} ({manifest['role']}), {manifest['created']}"
     typer.echo(f"model {manifest['model_sha256']}, released by {who}")
+
+
+def predict(
+    folder: ReleasePath,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Images, folders of images, or a manifest (.csv).")],
+    out: Annotated[Path, typer.Option("--out", help="Where results and the log go.")] = Path("predictions"),
+    public_key: PublicKey = None,
+) -> None:
+    """Predict images with a release, verified first; each is one line of a log. Exit code 2 where an image could not be read."""
+    from fedimaging.release.opened import open_release
+    from fedimaging.release.predict import TABLE, images_in
+    from fedimaging.release.predict import predict as predict_all
+    from fedimaging.release.signing import read_key_text
+
+    release = open_release(folder, None if public_key is None else read_key_text(public_key))
+    results = predict_all(release, images_in(release, images), out, typer.echo)
+    failed = sum(result.fault is not None for result in results)
+    flagged = sum(bool(result.facts.get("flagged")) for result in results)
+    typer.echo(f"{out / TABLE}: {len(results) - failed} predicted, {flagged} flagged, {failed} not readable")
+    if failed:
+        raise typer.Exit(2)
+
+
+def trace(
+    folder: ReleasePath,
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="The log of predictions.")],
+    what: Annotated[str, typer.Argument(metavar="LINE|IMAGE", help="A line of the log (from 1), or an image.")],
+    public_key: PublicKey = None,
+) -> None:
+    """Say where a prediction came from: model, people, study, and what every hospital's ledger says was spent."""
+    from fedimaging.release.folder import verify as check
+    from fedimaging.release.signing import read_key_text
+    from fedimaging.release.trace import trace as follow
+
+    manifest = check(folder, None if public_key is None else read_key_text(public_key))
+    typer.echo("\n".join(follow(folder, manifest, log, what)))

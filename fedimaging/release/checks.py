@@ -182,13 +182,9 @@ def largest_gap(report: Mapping[str, Any]) -> float | None:
 
 def calibration_error(report: Mapping[str, Any]) -> float | None:
     """ECE over the training hospitals' test patients, after calibration where the model is calibrated; None: not measured."""
-    found = report.get("calibration") or {}
-    for part in (found.get("after") or {}, found.get("before") or {}, found):
-        one = part.get("ece")
-        value = one.get("value") if isinstance(one, Mapping) else one
-        if value is not None:
-            return float(value)
-    return None
+    tables = report.get("calibration") or {}
+    found = ((tables.get("after") or tables.get("before") or {}).get("test") or {}).get("ece") or {}
+    return None if found.get("value") is None else float(found["value"])
 
 
 def _audit(source: Source) -> list[Check]:

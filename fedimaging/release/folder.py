@@ -38,7 +38,7 @@ from fedimaging.study.schema import Study
 SCHEMA = "fedimaging release 1"
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 NOT_RELEASED = "not-released"
-_MODEL = "bundle/models/model.pt"
+MODEL = "bundle/models/model.pt"
 
 
 def release(run: Path, people: People, key: Ed25519PrivateKey, waivers: Mapping[str, str], out: Path | None = None) -> Path:
@@ -116,11 +116,11 @@ def _write(part: Path, source: Source, people: People, key: Ed25519PrivateKey, c
         "created": created, "approved_by": people.approved_by, "intended_use": source.limits.intended_use, "figures": figures,
     })
     write_json(part / "reference.json", reference_of(source, counting))
-    for name, tree in (("calibration", _calibration(source)), ("operating_point", source.report.get("operating_point"))):
+    for name, tree in (("calibration", _calibration(source)), ("operating_point", _operating_point(source))):
         if tree is not None:
             write_json(part / f"{name}.json", tree)
     facts = {
-        "model_sha256": sha256_of(part / _MODEL), "run_weights_sha256": source.weights_sha256, "export": compared,
+        "model_sha256": sha256_of(part / MODEL), "run_weights_sha256": source.weights_sha256, "export": compared,
         "study_fingerprint": source.study.fingerprint, "data_fingerprint": source.dataset.fingerprint, "created": created,
         **vars(people), "checks": [check.as_json() for check in checks], "ledgers": _ledgers(source),
         "public_key": public_text(key.public_key()), "key_fingerprint": key_fingerprint(key.public_key()),
@@ -153,6 +153,14 @@ def public_study(study: Study) -> dict[str, Any]:
 
 def _calibration(source: Source) -> dict[str, Any] | None:
     return None if source.calibration is None else dict(source.calibration)
+
+
+def _operating_point(source: Source) -> dict[str, Any] | None:
+    """The threshold that the study chose, on scores before calibration; without the figures it was judged by."""
+    found = source.report.get("operating_point") or {}
+    if found.get("threshold") is None:
+        return None
+    return {"scores": "uncalibrated", **{key: found.get(key) for key in ("aim", "target", "threshold", "from")}}
 
 
 def _ledgers(source: Source) -> dict[str, Any]:

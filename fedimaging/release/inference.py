@@ -43,7 +43,8 @@ class Prepare:
 
 def probabilities(outputs: np.ndarray, kind: str, calibration: Mapping[str, Any] | None) -> np.ndarray:
     """Outputs (B, K, *) -> probabilities of the same shape, float64; a probability for each label (multilabel), or adding
-    up to 1 along K. `calibration`: `temperature` (one number above 0, or K) and perhaps `bias` (K) of the outputs."""
+    up to 1 along K. `calibration`: `temperature`, by which outputs are divided (one number above 0, or K), and
+    perhaps `bias`, which is added then."""
     logits = np.asarray(outputs, np.float64)
     shape = (1, -1) + (1,) * (logits.ndim - 2)
     if calibration is not None:
