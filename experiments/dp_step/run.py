@@ -1,7 +1,9 @@
 """One private step over one ordinary step of the same batch, per network and engine. See README.md."""
 
 import argparse
+import gc
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -19,6 +21,7 @@ from fedimaging.errors import FedimagingError
 from fedimaging.models.spec import ModelSpec
 from fedimaging.models.zoo import CLASSIFIERS, MODELS, build_model
 from fedimaging.privacy.clipping import ENGINES
+from fedimaging.privacy.clipping.replay import HostWatch
 from fedimaging.privacy.dpsgd import DpPlan, private_gradient
 from fedimaging.privacy.noise import SimulatedNoise
 from fedimaging.training.memory import keep_freed_memory
@@ -76,10 +79,12 @@ def _captured(step: Callable[[], object]) -> Callable[[], object]:
     if not torch.cuda.is_available():
         raise RuntimeError("graphs need a CUDA device")
     side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(side), HostWatch() as watch:
         for _ in range(3):
             step()
     torch.cuda.synchronize()
+    if watch.host_was_read:
+        raise RuntimeError("the network reads the host's memory, which a graph must not")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -115,12 +120,11 @@ def _opacus_step(mode: str, model: nn.Module, x: Tensor, y: Tensor) -> Callable[
 def measure(case: str, device: str, repeats: int, modes: list[str]) -> dict[str, dict[str, object]]:
     """Per mode the median seconds, all modes in turn in one process, the ratio to `plain`, and peak memory."""
     steps: dict[str, Callable[[], object]] = {}
+    peaks: dict[str, float] = {}
     found: dict[str, dict[str, object]] = {}
     for mode in modes:
         try:
-            step = step_of(mode, case, device)
-            step()
-            steps[mode] = step
+            steps[mode], peaks[mode] = _first_steps(mode, case, device)
         except (FedimagingError, RuntimeError, ValueError, AttributeError, IndexError) as error:
             found[mode] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     seconds: dict[str, list[float]] = {mode: [] for mode in steps}
@@ -130,9 +134,26 @@ def measure(case: str, device: str, repeats: int, modes: list[str]) -> dict[str,
     plain = statistics.median(seconds["plain"])
     for mode, values in seconds.items():
         median = statistics.median(values)
-        peak = _cuda_peak_mb(steps[mode]) if device == "cuda" else _peak_mb(mode, case)
+        peak = peaks[mode] if device == "cuda" else _peak_mb(mode, case)
         found[mode] = {"seconds": median, "ratio": median / plain, "peak_mb": peak}
     return found
+
+
+def _first_steps(mode: str, case: str, device: str) -> tuple[Callable[[], object], float]:
+    """The mode's step, warmed up, and on a CUDA device the memory that network, graphs and step take there at their peak."""
+    if device != "cuda":
+        step = step_of(mode, case, device)
+        step()
+        return step, math.nan
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    step = step_of(mode, case, device)
+    for _ in range(3):  # our engine captures the second
+        step()
+    torch.cuda.synchronize()
+    return step, (torch.cuda.max_memory_allocated() - held) / 2**20
 
 
 def _seconds(step: Callable[[], object], device: str) -> float:

@@ -5,13 +5,15 @@ zero. A draw whose units differ in their number of scans, or whose sum does not 
 """
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fedimaging.privacy.clipping.batch import ClippedSum, Losses, UnitBatch
 from fedimaging.privacy.clipping.memory import proof_key
@@ -46,6 +48,23 @@ class _Shelf:
 
 
 _shelves: WeakKeyDictionary[nn.Module, _Shelf] = WeakKeyDictionary()
+
+
+class HostWatch(TorchDispatchMode):
+    """Notes whether anything computed on a device took a tensor from the host: a graph would read that place again at every
+    replay, long after the tensor is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host_was_read = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        kinds = {leaf.device.type for leaf in tree_leaves((args, kwargs or {}, found)) if isinstance(leaf, Tensor)}
+        self.host_was_read |= len(kinds) > 1
+        return found
 
 
 def sum_by_replay(
@@ -84,10 +103,12 @@ def _captured(
     real = batch.x.new_ones(units, dtype=torch.float64)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(side), HostWatch() as watch:
         for _ in range(_WARM_UPS):
             run(model, losses, still, clip_norm, real)
     torch.cuda.current_stream().wait_stream(side)
+    if watch.host_was_read:
+        return None
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, pool=shelf.pool):
