@@ -31,7 +31,8 @@ class PrivacySpent:
 
     For unit "record", `scans_per_patient` is the most records that one patient has, and `patient_epsilon` what the same
     charges mean for such a patient. None: the unit is the patient, or some charge states no bound. Infinity: no limit.
-    `evaluations` of the `steps` were noised evaluations; the noise multiplier and sample rate are those of training.
+    `evaluations` of the `steps` were noised evaluations and `calibrations` noised calibrations; the noise multiplier and
+    sample rate are those of training.
     """
 
     unit: str
@@ -47,6 +48,7 @@ class PrivacySpent:
     scans_per_patient: int | None = None
     patient_epsilon: float | None = None
     evaluations: int = 0
+    calibrations: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """As a plain dictionary. JSON has no infinity: a patient_epsilon without limit becomes null beside its
@@ -84,6 +86,17 @@ class SiteEvaluation:
     predictions: Arrays = field(default_factory=dict)
     release: str = "metrics"
     totals: Arrays = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SiteCalibration:
+    """What one hospital releases of its validation patients for a model's temperature (`privacy/tempering.py`): `sums` (T,)
+    float32, one a temperature of the public grid, with Gaussian noise of deviation `noise_std`; 0 where they are exact."""
+
+    site: str
+    round: int
+    sums: np.ndarray
+    noise_std: float
 
 
 @dataclass(frozen=True)

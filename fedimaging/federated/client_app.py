@@ -49,6 +49,10 @@ def build_client_app(open_site: OpenSite, refused: Callable[[str], None] = lambd
     def evaluate_final(message: Message, context: Context) -> Message:
         return answer(message, context, lambda site, content: _evaluate(site, content, final=True))
 
+    @app.evaluate("calibrate")
+    def calibrate(message: Message, context: Context) -> Message:
+        return answer(message, context, _calibrate)
+
     return app
 
 
@@ -63,6 +67,10 @@ def _train(site: Site, content: RecordDict) -> RecordDict:
 
 def _evaluate(site: Site, content: RecordDict, *, final: bool) -> RecordDict:
     return wire.write_evaluation(site.evaluate(wire.read_instruction(content), final=final))
+
+
+def _calibrate(site: Site, content: RecordDict) -> RecordDict:
+    return wire.write_calibration(site.calibrate(wire.read_instruction(content)))
 
 
 def _content(message: Message) -> RecordDict:

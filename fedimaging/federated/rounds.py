@@ -21,7 +21,7 @@ from fedimaging.aggregation.server_optimizers import Moments, first_moments, ser
 from fedimaging.aggregation.site_privacy import PrivateMean
 from fedimaging.errors import RunError, SiteRefusal
 from fedimaging.federated import wire
-from fedimaging.results import RoundResult, SiteEvaluation, SiteUpdate
+from fedimaging.results import RoundResult, SiteCalibration, SiteEvaluation, SiteUpdate
 from fedimaging.site.site import TrainInstruction
 from fedimaging.study.schema import FederationSpec, Study
 
@@ -166,6 +166,30 @@ def evaluate_everywhere(
             if evaluation.site == names.get(reply.metadata.src_node_id):
                 evaluations.append(evaluation)
     return sorted(evaluations, key=lambda e: e.site)
+
+
+def calibrate_everywhere(
+    grid: Grid, federation: Federation, nodes: Mapping[str, int], round: int, weights: np.ndarray
+) -> tuple[list[SiteCalibration], dict[str, str]]:
+    """What the training hospitals release for the temperature of these weights, in name order, and the code of each that
+    releases nothing. Held-out hospitals are not asked: a model must not be fitted to those it is tested on."""
+    content = wire.write_instruction(TrainInstruction(federation.study.fingerprint, round, weights))
+    names = {node: site for site, node in nodes.items()}
+    found: list[SiteCalibration] = []
+    refused: dict[str, str] = {}
+    for reply in _ask(grid, federation, nodes, federation.train_sites, "evaluate.calibrate", content):
+        site = names.get(reply.metadata.src_node_id, "")
+        try:
+            calibration = wire.read_calibration(_content(reply), round=round)
+        except SiteRefusal as refusal:
+            refused[site] = refusal.code
+            continue
+        if calibration.site == site:
+            found.append(calibration)
+        else:
+            refused[site] = "bad_message"
+    silent = set(federation.train_sites) - {one.site for one in found} - refused.keys()
+    return sorted(found, key=lambda one: one.site), refused | dict.fromkeys(sorted(silent), "no_reply")
 
 
 def _evaluate_if_due(

@@ -9,11 +9,14 @@ from fedimaging.federated.enrolment import Join, enrol_once
 from fedimaging.federated.rounds import (
     Federation,
     ServerState,
+    calibrate_everywhere,
     evaluate_everywhere,
     final_weights,
     run_round,
 )
-from fedimaging.results import RoundResult, SiteEvaluation
+from fedimaging.results import RoundResult, SiteCalibration, SiteEvaluation
+
+OnCalibrated = Callable[[list[SiteCalibration], dict[str, str]], None]
 
 
 def build_server_app(
@@ -22,11 +25,13 @@ def build_server_app(
     on_round: Callable[[ServerState, RoundResult], None],
     on_end: Callable[[ServerState, list[SiteEvaluation]], None],
     join: Join = enrol_once,
+    on_calibrated: OnCalibrated | None = None,
 ) -> ServerApp:
     """A ServerApp that starts after `start.round`. `join` finds the hospitals, before every round.
 
     `on_round` is called after every round, before the next one begins: what it makes durable is what a resumed run
-    starts from. `on_end` gets the last state and the full evaluation of the final model.
+    starts from. `on_end` gets the last state and the full evaluation of the final model; before it, where the study asks for
+    a calibration, `on_calibrated` gets what hospitals released for it, and the codes of those that did not.
     """
     app = ServerApp()
 
@@ -40,6 +45,8 @@ def build_server_app(
             on_round(state, result)
         if evaluations is None:  # killed after the last round: its checkpoint is there, its evaluation is not
             evaluations = evaluate_everywhere(grid, federation, nodes, state.round, final_weights(state), final=True)
+        if on_calibrated is not None and federation.study.evaluation.calibration != "none":
+            on_calibrated(*calibrate_everywhere(grid, federation, nodes, state.round, final_weights(state)))
         on_end(state, evaluations)
 
     return app

@@ -15,21 +15,25 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedimaging.errors import SiteRefusal
-from fedimaging.results import Arrays, SiteEvaluation, SiteUpdate
+from fedimaging.privacy.tempering import TEMPERATURES
+from fedimaging.results import Arrays, SiteCalibration, SiteEvaluation, SiteUpdate
 from fedimaging.site.site import TrainInstruction
 from fedimaging.spec import EvaluationRelease
 
 REFUSALS = (
     "bad_message", "message_too_large", "study_not_approved", "wrong_round", "replayed_round", "wrong_shape",
     "weights_not_finite", "no_training_data", "budget_exceeded", "update_not_finite", "update_too_large",
-    "evaluation_not_released", "against_policy", "outside_hours", "stopping", "disk_full", "not_willing", "data", "ledger",
-    "privacy", "run", "site", "study", "error",
+    "evaluation_not_released", "calibration_not_released", "against_policy", "outside_hours", "stopping", "disk_full",
+    "not_willing", "data", "ledger", "privacy", "run", "site", "study", "error",
 )
 """Every code that can leave a hospital."""
 
-_INSTRUCTION, _WEIGHTS, _SITE, _UPDATE, _METRICS, _SCORES, _TOTALS = (
-    "instruction", "weights", "site", "update", "metrics", "scores", "totals",
+_INSTRUCTION, _WEIGHTS, _SITE, _UPDATE, _METRICS, _SCORES, _TOTALS, _CALIBRATION = (
+    "instruction", "weights", "site", "update", "metrics", "scores", "totals", "calibration",
 )
+
+
+_CALIBRATION_SHAPES = {"sums": (np.dtype(np.float32), (len(TEMPERATURES),)), "noise_std": (np.dtype(np.float32), ())}
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,29 @@ def read_evaluation(content: RecordDict, *, round: int) -> SiteEvaluation:
         release=str(head["release"]),
         totals=_arrays(content.get(_TOTALS)),
     )
+
+
+def write_calibration(calibration: SiteCalibration) -> RecordDict:
+    """A calibration: sums over patients, and the deviation of the noise in them. No counts, no scores."""
+    return RecordDict({
+        _SITE: ConfigRecord({"site": calibration.site, "round": calibration.round}),
+        _CALIBRATION: ArrayRecord({
+            "sums": Array(calibration.sums), "noise_std": Array(np.array(calibration.noise_std, np.float32)),
+        }),
+    })
+
+
+def read_calibration(content: RecordDict, *, round: int) -> SiteCalibration:
+    """Read a calibration as a lying hospital might send it. Error: SiteRefusal with a code."""
+    head, arrays = _site_head(content), _arrays(content.get(_CALIBRATION))
+    if {name: (array.dtype, array.shape) for name, array in arrays.items()} != _CALIBRATION_SHAPES:
+        raise SiteRefusal("bad_message")
+    if head.get("round") != round:
+        raise SiteRefusal("wrong_round")
+    sums, noise_std = arrays["sums"], float(arrays["noise_std"])
+    if not (np.isfinite(sums).all() and 0 <= noise_std < math.inf):
+        raise SiteRefusal("bad_message")
+    return SiteCalibration(str(head["site"]), round, sums, noise_std)
 
 
 def _arrays(record: object) -> Arrays:

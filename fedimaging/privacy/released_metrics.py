@@ -101,7 +101,7 @@ def noised(totals: PatientTotals, noise_multiplier: float, noise: NoiseSource, s
     if not (noise_multiplier > 0 and math.isfinite(noise_multiplier)):
         raise PrivacyError(bad_value("evaluation_noise_multiplier", noise_multiplier, "must be a finite number above 0"))
     std = noise_multiplier * totals.sensitivity
-    tensors = [torch.from_numpy(array.copy()) for array in totals.arrays.values()]
+    tensors = [torch.from_numpy(array.astype(np.float64)) for array in totals.arrays.values()]
     noise.add_gaussian(tensors, std, step)
     arrays = {name: tensor.numpy().astype(np.float32) for name, tensor in zip(totals.arrays, tensors, strict=True)}
     return arrays | {"noise_std": np.array(std, np.float32)}

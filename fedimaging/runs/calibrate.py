@@ -87,7 +87,7 @@ def calibrate_study(study: Study) -> Calibration:
 def _calibration(
     study: Study, name: str, plan: DpPlan, dataset: Dataset, mine: np.ndarray, parameters: int
 ) -> HospitalCalibration:
-    charges = hospitals.planned_charges(study, plan, plan.rounds)
+    charges = hospitals.whole_cost(study, plan)
     return HospitalCalibration(
         hospital=name,
         patients=len(np.unique(dataset.patient_ids[mine])),
@@ -127,7 +127,7 @@ def as_lines(calibration: Calibration) -> list[str]:
     ]
 
 
-_EVALUATED = "             and {} noised evaluations, charged as if test patients were training patients too"
+_EVALUATED = "             and {} noised evaluations or calibrations, charged as if test patients were training patients too"
 _PER_PATIENT = "per patient  epsilon for a patient who has the most records there (in brackets)"
 
 

@@ -82,13 +82,13 @@ def group_tables(
     gaps: dict[str, Any] = {}
     for column in study.evaluation.groups if mine else ():
         value_of_row = groups_of(study, dataset, column)
-        values = [value_of_row[_test_rows(federation, e.site)] for e in mine]
+        values = [value_of_row[test_rows(federation, e.site)] for e in mine]
         tables[column], shown = _tables(study, mine, values)
         gaps[column] = _gap(study, mine, values, shown)
     return {"groups": tables, "group_gaps": gaps}
 
 
-def _test_rows(federation: SimulatedFederation, site: str) -> np.ndarray:
+def test_rows(federation: SimulatedFederation, site: str) -> np.ndarray:
     """In the order in which the hospital's scans were scored."""
     return np.flatnonzero(federation.test_site == federation.names.index(site))
 
@@ -97,7 +97,7 @@ def _tables(
     study: Study, mine: Sequence[SiteEvaluation], values: Sequence[np.ndarray]
 ) -> tuple[dict[str, Any], list[str]]:
     found = {value for each in values for value in each.tolist()}
-    names = [*sorted(found - {NOT_STATED}, key=_order), NOT_STATED]
+    names = [*sorted(found - {NOT_STATED}, key=order), NOT_STATED]
     tables: dict[str, Any] = {}
     few = few_groups = 0
     for name in names:
@@ -113,7 +113,7 @@ def _tables(
     return tables, shown
 
 
-def _order(name: str) -> tuple[bool, float, str]:
+def order(name: str) -> tuple[bool, float, str]:
     """`under 40` first, then by the number it begins with, then by name."""
     first = name.split(" ", 1)[0]
     number = first.replace(".", "", 1).isdigit()

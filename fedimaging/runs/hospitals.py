@@ -113,17 +113,19 @@ def with_noise_shares(federation: SimulatedFederation, dataset: Dataset) -> Simu
 
 
 def with_evaluation_budgets(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFederation:
-    """Add a budget for each hospital that only evaluates, or whose training is not private, where evaluations are charged."""
+    """Add a budget for each hospital that only evaluates, or whose training is not private, where evaluations or the
+    calibration are charged."""
     study = federation.study
-    if study.policy.release_evaluation != "noised":
-        return federation
-    asked = study.evaluations_by(study.federation.rounds)
+    noised, calibration = study.policy.release_evaluation == "noised", _calibration(study)
+    evaluations = _evaluations(study, study.evaluations_by(study.federation.rounds) if noised else 0)
     budgets = dict(federation.budgets)
-    for name in set(federation.test_names) - budgets.keys():
-        rows = np.flatnonzero(federation.test_site == federation.names.index(name))
-        delta = min(1e-5, len(np.unique(dataset.patient_ids[rows])) ** -1.1)
+    for name in {*(federation.test_names if noised else ()), *(federation.train_names if calibration else ())} - budgets.keys():
+        place = federation.names.index(name)
+        rows = np.flatnonzero((federation.test_site == place) | (federation.validation_site == place))
+        delta = min(1e-5, max(1, len(np.unique(dataset.patient_ids[rows]))) ** -1.1)
+        charges = [*evaluations, *(calibration if name in federation.train_names else [])]
         allowed = study.policy.budget_epsilon
-        budgets[name] = Budget(allowed if allowed is not None else _room(_evaluations(study, asked), study, None, delta), delta)
+        budgets[name] = Budget(allowed if allowed is not None else _room(charges, study, None, delta), delta)
     return replace(federation, budgets=budgets)
 
 
@@ -198,7 +200,17 @@ def planned_charges(study: Study, plan: DpPlan, rounds: int) -> list[Charge]:
     """What the first so many rounds of the study cost a simulated hospital that trains and evaluates."""
     policy = study.policy
     noise = policy.evaluation_noise_multiplier if policy.release_evaluation == "noised" else None
-    return charges_of(study, plan, rounds, noise)
+    return charges_of(study, plan, rounds, noise, None)
+
+
+def whole_cost(study: Study, plan: DpPlan) -> list[Charge]:
+    """What all rounds cost it, and the calibration after the last one where it is asked for with noise."""
+    return [*planned_charges(study, plan, plan.rounds), *_calibration(study)]
+
+
+def _calibration(study: Study) -> list[Charge]:
+    noised = study.evaluation.calibration != "none" and study.calibration_release == "noised"
+    return [release_charge(study.policy.calibration_noise_multiplier)] if noised else []
 
 
 def _budget(study: Study, name: str, plan: DpPlan) -> Budget:
@@ -222,7 +234,7 @@ def _budget(study: Study, name: str, plan: DpPlan) -> Budget:
     if allowed is not None:
         return Budget(allowed, plan.delta)
     target = study.privacy.target_epsilon if study.privacy and study.privacy.target_epsilon else planned
-    room = _room(planned_charges(study, plan, plan.rounds), study, plan, plan.delta)
+    room = _room(whole_cost(study, plan), study, plan, plan.delta)
     return Budget(max(_HEADROOM * target, room), plan.delta)
 
 

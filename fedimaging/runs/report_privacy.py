@@ -180,11 +180,14 @@ def site_privacy(name: str, spent: Mapping[str, Any] | None) -> SitePrivacy | No
 
 
 def steps_words(spent: Mapping[str, Any]) -> str:
-    """How many noisy sums were charged, and how many of them were evaluations."""
-    steps, evaluations = spent.get("steps"), spent.get("evaluations") or 0
-    if steps is None or not evaluations:
+    """How many noisy sums were charged, and how many of them were evaluations or calibrations."""
+    steps = spent.get("steps")
+    others = [(spent.get("evaluations") or 0, "noised evaluation"), (spent.get("calibrations") or 0, "noised calibration")]
+    others = [(count, what) for count, what in others if count]
+    if steps is None or not others:
         return count_text(steps)
-    return f"{count_text(steps - evaluations)} and {count_text(evaluations, 'noised evaluation')}"
+    training = count_text(steps - sum(count for count, _ in others))
+    return " and ".join([training, *(count_text(count, what) for count, what in others)])
 
 
 def unit_words(spent: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from fedimaging.federated.rounds import Federation, ServerState, TooFewReplies, 
 from fedimaging.federated.server_app import build_server_app
 from fedimaging.federated.timing import pace
 from fedimaging.files import write_json
-from fedimaging.results import RoundResult, SiteEvaluation
+from fedimaging.results import RoundResult, SiteCalibration, SiteEvaluation
 from fedimaging.runs import assemble
 from fedimaging.runs.live import LiveView
 from fedimaging.runs.run_dir import RunDir
@@ -27,6 +27,7 @@ from fedimaging.runs.serve import nodes_by_site
 from fedimaging.runs.serve_report import server_report
 from fedimaging.runs.server_folder import ServerFolder
 from fedimaging.runs.site_privacy import private_means, site_privacy_facts
+from fedimaging.runs.tempering import tempering_facts, write_calibration
 from fedimaging.site.plan import inverse_noise, public_plan, update_noise
 from fedimaging.site.simulated import workbench_of
 from fedimaging.study.schema import Study
@@ -121,6 +122,7 @@ class _Serving:
     names: dict[int, str] = field(default_factory=dict)
     joined: bool = False
     ended: tuple[np.ndarray, list[SiteEvaluation]] | None = None
+    tempering: dict[str, Any] | None = None
 
     def go(self) -> Path:
         bench = workbench_of(self.study, "cpu")
@@ -132,7 +134,8 @@ class _Serving:
         while self.ended is None:
             state = self.run.load_state(first_state(self.study, start), self.study.federation.rounds)
             self.view.arm("federated", state.round)
-            app = build_server_app(self._federation(bench), state, self._on_round, self._on_end, self._join)
+            app = build_server_app(self._federation(bench), state, self._on_round, self._on_end, self._join,
+                                   self._on_calibrated)
             at = Deployment(self.folder.socket, self.folder.secret, self.folder.path, self.run.path / "flower_run")
             try:
                 largest = 4 * bench.shared_size + _REPLY_SLACK
@@ -200,6 +203,11 @@ class _Serving:
     def _on_end(self, state: ServerState, evaluations: list[SiteEvaluation]) -> None:
         self.ended = (final_weights(state), evaluations)
 
+    def _on_calibrated(self, released: list[SiteCalibration], refused: dict[str, str]) -> None:
+        self.tempering = tempering_facts(self.study, released, refused)
+        self.folder.audit("calibrated", study=self.study.fingerprint, sites=[one.site for one in released], refused=refused)
+        self.view.say(self.tempering["words"])
+
     def _take_again(self, error: TooFewReplies) -> None:
         """A round that failed because hospitals were away is taken again; one that they refuse is not."""
         self.folder.audit("round_failed", study=self.study.fingerprint, refused=dict(error.refused))
@@ -232,6 +240,8 @@ class _Serving:
         tree = server_report(self.study, bench, self.run.rounds(), self.ended[1], facts, time.monotonic() - self.began)
         means = private_means(self.study, self.run.path, simulated=False)
         tree["site_privacy"] = site_privacy_facts(self.study, means, len(self.study.hospitals.training_sites))
+        tree["calibration"] = {"kind": self.study.task.kind, "tempering": self.tempering, "before": None, "after": None}
+        write_calibration(self.run.path, self.tempering)
         write_json(self.run.path / "report.json", tree)
         from fedimaging.runs.report import write_page
 

@@ -21,14 +21,16 @@ from fedimaging.federated.site_privacy import PrivateMeans
 from fedimaging.files import write_json
 from fedimaging.privacy.accounting import bound_for
 from fedimaging.privacy.budget import Budget
-from fedimaging.results import RoundResult, SiteEvaluation
+from fedimaging.results import RoundResult, SiteCalibration, SiteEvaluation
 from fedimaging.runs import assemble, groups, hospitals, machine
 from fedimaging.runs.beyond import evaluation_blocks
+from fedimaging.runs.calibration_tables import calibration_block
 from fedimaging.runs.leave_one_out import LeftOut
 from fedimaging.runs.live import LiveView
 from fedimaging.runs.options import Options
 from fedimaging.runs.run_dir import RunDir
 from fedimaging.runs.site_privacy import private_means, site_privacy_facts
+from fedimaging.runs.tempering import check_tempering, tempering_facts, write_calibration
 from fedimaging.runs.track import Tracker, check_tracker, open_tracker
 from fedimaging.site.simulated import SimulatedFederation, open_simulated_site, shared_workbench
 from fedimaging.study.schema import Study
@@ -55,6 +57,7 @@ class _Arm:
 
     weights: np.ndarray
     evaluations: list[SiteEvaluation]
+    tempering: dict[str, Any] | None = None
 
 
 def simulate(study: Study, out: Path, options: Options, view: LiveView) -> Path:
@@ -96,6 +99,7 @@ def _prepare(study: Study, options: Options, folder: RunDir, view: LiveView) -> 
     groups.check_groups(study, dataset)
     device = str(resolve_device(study.runtime.device))
     federation = hospitals.make_federation(study, dataset, folder.path, device)
+    check_tempering(study, federation)
     bench = shared_workbench(study, device)
     for warning in hospitals.warnings_of(federation, dataset):
         view.warn(warning)
@@ -139,6 +143,7 @@ def _train(run: _Run, federation: SimulatedFederation, label: str, tracker: Trac
     state = folder.load_state(first_state(run.study, run.bench.start), run.study.federation.rounds)
     run.view.arm(label, state.round)
     ends: list[_Arm] = []
+    tempering: list[dict[str, Any]] = []
 
     def on_round(state: ServerState, result: RoundResult) -> None:
         folder.append_round(result)
@@ -148,9 +153,13 @@ def _train(run: _Run, federation: SimulatedFederation, label: str, tracker: Trac
             tracker.round(result)
 
     def on_end(state: ServerState, evaluations: list[SiteEvaluation]) -> None:
-        ends.append(_Arm(final_weights(state), evaluations))
+        ends.append(_Arm(final_weights(state), evaluations, tempering[-1] if tempering else None))
 
-    app = build_server_app(_public(run, federation), state, on_round, on_end)
+    def on_calibrated(released: list[SiteCalibration], refused: dict[str, str]) -> None:
+        tempering.append(tempering_facts(run.study, released, refused))
+
+    calibrate = on_calibrated if federation.arm == "federated" else None
+    app = build_server_app(_public(run, federation), state, on_round, on_end, on_calibrated=calibrate)
     _carry(run, app, federation)
     folder.save_weights(run.bench, ends[0].weights)
     if tracker is not None:
@@ -292,6 +301,8 @@ def _finish(run: _Run, federated: _Arm, baselines: Mapping[str, Any], left_out: 
     }
     tree["site_privacy"] = site_privacy_facts(run.study, _means(run, run.federation), len(run.federation.train_names))
     tree["sites"] = assemble.site_facts(run.federation, run.dataset, tree.pop("sites"), run.folder.rounds())
+    tree["calibration"] = calibration_block(run.study, run.dataset, run.federation, federated.evaluations, federated.tempering)
+    write_calibration(run.folder.path, federated.tempering)
     tree |= evaluation_blocks(run.study, run.federation, tree, federated.evaluations, left_out)
     if run.options.report:
         from fedimaging.runs.illustrate import illustrate

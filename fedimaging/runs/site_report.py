@@ -131,7 +131,7 @@ def _cards(record: Record) -> Iterator[Card]:
     updates = [one for one in record.left if one.what == "update"]
     yield Card("Model updates that left", count_text(len(updates)), bytes_text(sum(one.size or 0 for one in updates)))
     evaluations = len(record.left) - len(updates)
-    yield Card("Evaluations that left", count_text(evaluations), "of the model on test patients")
+    yield Card("Evaluations that left", count_text(evaluations), "of the model on test or validation patients")
     yield Card("Requests refused", count_text(sum(row[2] for row in record.refusals)), "each is in the log")
     bad = [verdict.what for verdict in record.verdicts if not verdict.ok]
     yield Card("Ledger, log, approvals", "in order" if not bad else "ALTERED", ", ".join(bad) or "every entry checked",
@@ -187,7 +187,8 @@ def _study_facts(study: Study) -> Iterator[tuple[str, str]]:
 
 def _left_row(record: Record, one: Left) -> tuple[str, ...]:
     study = record.studies.get(one.study)
-    what = "model update" if one.what == "update" else EVALUATIONS.get(one.how, one.how)
+    mode = f"calibration {one.how}" if one.what == "calibration" else one.how
+    what = "model update" if one.what == "update" else EVALUATIONS.get(mode, mode)
     return (
         day_and_time(one.time), study.name if study else one.study[:12], str(one.round), what,
         "" if one.size is None else bytes_text(one.size), "" if one.norm is None else f"{one.norm:.4g}",

@@ -7,6 +7,7 @@ from fedimaging.site.record import Left, Record
 EVALUATIONS = {
     "metrics": "evaluation: exact metrics", "coarsened": "evaluation: rounded metrics",
     "noised": "evaluation: counts with noise", "scores": "evaluation: scores of every scan",
+    "calibration noised": "calibration: sums with noise", "calibration exact": "calibration: exact sums",
 }
 
 CODES = {
@@ -24,6 +25,7 @@ CODES = {
     "message_too_large": "a message larger than any approved study needs",
     "no_training_data": "asked to train, but nobody here may be trained on",
     "evaluation_not_released": "asked for an evaluation that the policy keeps inside",
+    "calibration_not_released": "asked for a calibration that the policy keeps inside, or that the study does not have",
     "update_not_finite": "training gave numbers that are not finite; nothing was sent",
     "update_too_large": "training gave an update above the policy's bound; nothing was sent",
     "privacy": "a privacy claim that cannot be kept",
@@ -37,8 +39,9 @@ CODES = {
 
 
 def unaccounted(record: Record) -> list[Left]:
-    """What left this hospital without noise, so that epsilon says nothing of it: evaluations, of the patients tested on."""
-    return [one for one in record.left if one.what == "evaluation" and one.how != "noised"]
+    """What left this hospital without noise, so that epsilon says nothing of it: evaluations and calibrations, of the
+    patients tested on or calibrated on."""
+    return [one for one in record.left if one.what != "update" and one.how != "noised"]
 
 
 def protected(record: Record, policy: SitePolicy, *, private: bool) -> list[tuple[str, str]]:
@@ -82,6 +85,8 @@ def not_protected(policy: SitePolicy, *, private: bool) -> list[str]:
     }
     if policy.release_evaluation in evaluations:
         texts.insert(0, evaluations[policy.release_evaluation])
+    if policy.release_calibration == "exact":
+        texts.insert(0, "Validation patients: exact sums over them leave for a study's calibration, without noise.")
     if not private:
         texts.insert(0, "Training patients of a study without differential privacy: a model can give away what it learnt from.")
     return texts

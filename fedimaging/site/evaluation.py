@@ -15,8 +15,7 @@ import numpy as np
 
 from fedimaging.errors import SiteRefusal
 from fedimaging.files import write_json, write_whole
-from fedimaging.privacy.noise import NoiseSource
-from fedimaging.privacy.released_metrics import PatientTotals, coarsened, noised, overlap_totals, ranking_totals
+from fedimaging.privacy.released_metrics import PatientTotals, coarsened, overlap_totals, ranking_totals
 from fedimaging.results import Arrays, SiteEvaluation
 from fedimaging.site.policy import SitePolicy
 from fedimaging.training.counted_metrics import counted_metrics
@@ -37,14 +36,6 @@ def plain_release(site: str, round: int, found: Evaluated, policy: SitePolicy, *
     return SiteEvaluation(site, round, found.loss, found.n_patients, found.quick_metrics, scores, release=mode)
 
 
-def noised_release(found: Evaluated, task: Task, noise_multiplier: float, noise: NoiseSource, key: str) -> Arrays:
-    """The noised totals of an evaluation; costs `release_charge(noise_multiplier)`, reserved by the caller.
-
-    `key` (a hex digest) says what was asked: the noise of two different questions is never the same.
-    """
-    return noised(_totals(found, task), noise_multiplier, noise, step=-1 - int(key[:16], 16))
-
-
 def noised_reply(site: str, round: int, totals: Arrays) -> SiteEvaluation:
     """What leaves: the totals, and metrics computed from them. There is no loss, which has no bound."""
     table = counted_metrics(totals, resamples=0)
@@ -59,11 +50,11 @@ def size_of(reply: SiteEvaluation) -> int:
     return 8 * (2 + len(reply.metrics)) + sum(array.nbytes for array in arrays)
 
 
-class KeptEvaluation:
-    """The last noised evaluation, on disk: the same question gets the same answer again, at no cost."""
+class KeptRelease:
+    """The last noised release of its kind, in a file: the same question gets the same answer again, at no cost."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "evaluation.npz"
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     def get(self, key: str) -> Arrays | None:
         """What was released for this question, if it was the last one."""
@@ -105,8 +96,9 @@ class LastQuestion:
             write_json(self._path, {"round": round, "weights": digest})
 
 
-def _totals(found: Evaluated, task: Task) -> PatientTotals:
-    """A hospital without test patients gives totals of zero, of the same shape: only noise leaves."""
+def evaluation_totals(found: Evaluated, task: Task) -> PatientTotals:
+    """What is released of an evaluation, before its noise. A hospital without test patients gives totals of zero, of the same
+    shape: only noise leaves."""
     patient = found.arrays.get("patient", np.zeros(0, np.int64))
     if task.needs_mask:
         return overlap_totals(found.arrays.get("dice", np.zeros((0, task.out_channels - 1))), patient)

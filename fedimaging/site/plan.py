@@ -68,14 +68,17 @@ def inverse_noise(study: Study, n_units: int) -> float:
 
 
 def charges_of(
-    study: Study, plan: DpPlan | None, rounds: int, evaluation_noise: float | None, *, after: int = 0
+    study: Study, plan: DpPlan | None, rounds: int, evaluation_noise: float | None, calibration_noise: float | None, *,
+    after: int = 0,
 ) -> list[Charge]:
     """What the rounds from `after` + 1 to `rounds` of the study cost a hospital.
 
     plan None: it does not train privately. evaluation_noise: the noise multiplier of its evaluations; None where they
-    are released without noise (and so uncharged), or not at all.
+    are released without noise (and so uncharged), or not at all. calibration_noise: the same of the calibration, which
+    follows the last round where the study asks for one.
     """
     training = [] if plan is None else [plan.charge(plan.steps_per_round * (rounds - after))]
-    if evaluation_noise is None:
-        return training
-    return [*training, *[release_charge(evaluation_noise)] * (study.evaluations_by(rounds) - study.evaluations_by(after))]
+    asked = study.evaluations_by(rounds) - study.evaluations_by(after)
+    evaluations = [] if evaluation_noise is None else [release_charge(evaluation_noise)] * asked
+    calibrates = study.evaluation.calibration != "none" and after < study.federation.rounds <= rounds
+    return [*training, *evaluations, *([release_charge(calibration_noise)] if calibration_noise and calibrates else [])]

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from fedimaging.privacy.budget import Budget
 from fedimaging.site.hours import parse_hours
-from fedimaging.spec import EvaluationRelease, Spec
+from fedimaging.spec import CalibrationRelease, EvaluationRelease, Spec
 
 YEAR_DAYS = 366
 """A year's budget holds in any so many days that follow one another, and so in every calendar year, leap or not."""
@@ -35,6 +35,10 @@ class SitePolicy(Spec):
     delta 1e-5); exact metrics; or scores per scan under pseudonyms (simulations only: those of real patients are
     personal data).
 
+    `release_calibration` says what may leave of the hospital's validation patients so that a study can temper its final
+    model's probabilities: nothing; nine sums over them with Gaussian noise of `calibration_noise_multiplier`, charged to the
+    ledger like one evaluation; or exact sums.
+
     `allow_simulated_noise` is a test mode: noise that follows from the study's seed protects nobody.
     """
 
@@ -57,6 +61,8 @@ class SitePolicy(Spec):
     evaluation_step: float = Field(0.05, gt=0, le=0.5)
     evaluation_least_patients: int = Field(20, ge=2)
     evaluation_noise_multiplier: float = Field(4.0, gt=0)
+    release_calibration: CalibrationRelease = "none"
+    calibration_noise_multiplier: float = Field(4.0, gt=0)
     maximum_update_norm: float = Field(1e4, gt=0)
     allow_simulated_noise: bool = False
 
@@ -78,3 +84,8 @@ class SitePolicy(Spec):
     def evaluation_noise(self) -> float | None:
         """The noise multiplier of an evaluation; None where evaluations are released without noise, or not at all."""
         return self.evaluation_noise_multiplier if self.release_evaluation == "noised" else None
+
+    @property
+    def calibration_noise(self) -> float | None:
+        """The same of a calibration."""
+        return self.calibration_noise_multiplier if self.release_calibration == "noised" else None

@@ -31,6 +31,13 @@ EVALUATION_WORDS = {
 }
 
 
+CALIBRATION_WORDS = {
+    "none": "for the calibration it asks for, nothing",
+    "noised": "once, for the calibration, nine sums over validation patients with noise {noise:g}, charged to the budget",
+    "exact": "once, for the calibration, nine exact sums over validation patients, without noise",
+}
+
+
 @dataclass(frozen=True)
 class Spending:
     """Epsilon under one budget: `before` the study, `after` all its rounds that are left, and what is `allowed`."""
@@ -105,7 +112,7 @@ def spending_of(
     """What the study's rounds that are left would spend under each budget; and every reason why they may not."""
     rounds = study.federation.rounds
     done = min(_rounds_charged(ledger, study.fingerprint), rounds)
-    new = charges_of(study, plan, rounds, policy.evaluation_noise, after=done)
+    new = charges_of(study, plan, rounds, policy.evaluation_noise, policy.calibration_noise, after=done)
     try:
         spending = tuple(_one(ledger.charges(budget.days), new, budget) for budget in policy.budgets())
     except PrivacyError as error:  # charges of patients and of records that cannot be added up
@@ -177,9 +184,10 @@ def _privacy(proposal: Proposal) -> Iterator[tuple[str, str]]:
             f"{one.span}: epsilon {rounded_up(one.before)} is spent, {rounded_up(one.after)} would be after the study, "
             f"{one.budget.epsilon:g} is allowed (delta {one.budget.delta:g})"
         )
+    calibrates = proposal.policy.calibration_noise is not None and proposal.study.evaluation.calibration != "none"
     if proposal.policy.allow_simulated_noise:
         yield "Noise", "SIMULATED (the policy's test mode): whoever knows the study can remove it; it protects nobody"
-    elif plan is not None or proposal.policy.evaluation_noise is not None:
+    elif plan is not None or proposal.policy.evaluation_noise is not None or calibrates:
         yield "Noise", "from the operating system's secure generator; nobody can repeat or remove it"
 
 
@@ -193,5 +201,7 @@ def _leaves(proposal: Proposal) -> Iterator[tuple[str, str]]:
         update = ""
     elif proposal.plan is None:
         update = "in every round the change of the model's numbers, as they are; "
-    yield "Leaves", update + told
+    calibrates = proposal.rows.trains and proposal.study.evaluation.calibration != "none"
+    tempered = "; " + CALIBRATION_WORDS[policy.release_calibration].format(noise=policy.calibration_noise_multiplier)
+    yield "Leaves", update + told + (tempered if calibrates else "")
     yield "Stays", "images, masks, labels, patient ids, the manifest, this policy, the ledger, the log, the text of errors"

@@ -31,8 +31,9 @@ Point = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Left:
-    """Something that left: an `update` or an `evaluation` (`how`: its mode). `time` in seconds since 1970. `epsilon`: of all
-    charges up to then, at the delta of the total budget; None where nothing was charged for it. `size` in bytes."""
+    """Something that left: an `update`, an `evaluation` or a `calibration` (`how`: its mode). `time` in seconds since 1970.
+    `epsilon`: of all charges up to then, at the delta of the total budget; None where nothing was charged for it. `size` in
+    bytes."""
 
     time: float
     study: str
@@ -152,9 +153,11 @@ def _key(rows: Sequence[Row], released: Row) -> tuple[str, int, str]:
 
 def _left(event: Mapping[str, Any]) -> Left | None:
     """An event of the log that says that something left; None for any other."""
-    if event["event"] not in ("released", "evaluated"):
+    kinds = {"released": "update", "evaluated": "evaluation", "calibrated": "calibration"}
+    what = kinds.get(event["event"])
+    if what is None:
         return None
-    what, how = ("update", "") if event["event"] == "released" else ("evaluation", str(event.get("release", "")))
+    how = "" if what == "update" else str(event.get("release", ""))
     return Left(
         float(event["time"]), str(event["study"]), int(event["round"]), what, how, event.get("bytes"), event.get("norm"),
         event.get("epsilon"),

@@ -126,6 +126,8 @@ def open_simulated_site(folder: Path, place: int) -> Site:
             maximum_epochs=None, maximum_steps=None, maximum_rounds=None, minimum_patients=1, minimum_hospitals=1,
             release_evaluation=policy.release_evaluation, allow_simulated_noise=True,
             evaluation_noise_multiplier=policy.evaluation_noise_multiplier,
+            release_calibration=federation.study.calibration_release,
+            calibration_noise_multiplier=policy.calibration_noise_multiplier,
         ),
         bench=opened.bench,
         train_records=SiteRecords(opened.dataset, opened.train_rows[place], opened.features),

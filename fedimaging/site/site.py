@@ -9,33 +9,33 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedimaging.aggregation.mean import l2_norm
 from fedimaging.errors import LedgerError, PrivacyError, RunError, SiteRefusal
 from fedimaging.files import write_whole
-from fedimaging.privacy.accounting import bound_for, epsilon, epsilon_rdp
+from fedimaging.privacy.accounting import bound_for
 from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.dpsgd import DpPlan
-from fedimaging.privacy.group import patient_epsilon
 from fedimaging.privacy.ledger import Entry, Ledger
 from fedimaging.privacy.noise import NoiseSource
-from fedimaging.privacy.released_metrics import release_charge
+from fedimaging.privacy.released_metrics import PatientTotals, noised, release_charge
 from fedimaging.privacy.units import most_records
-from fedimaging.results import Arrays, PrivacySpent, SiteEvaluation, SiteUpdate
+from fedimaging.results import Arrays, PrivacySpent, SiteCalibration, SiteEvaluation, SiteUpdate
 from fedimaging.site.audit_log import AuditLog
+from fedimaging.site.calibration import calibration_totals, exact
 from fedimaging.site.checkpoint import Checkpoint, Kept
-from fedimaging.site.evaluation import KeptEvaluation, LastQuestion, noised_release, noised_reply, plain_release, size_of
+from fedimaging.site.evaluation import KeptRelease, LastQuestion, evaluation_totals, noised_reply, plain_release, size_of
 from fedimaging.site.hours import within
 from fedimaging.site.local_state import LocalState
 from fedimaging.site.policy import SitePolicy
 from fedimaging.site.rules import against
+from fedimaging.site.spent import CALIBRATION, EVALUATION, spent_by
 from fedimaging.study.schema import Study
 from fedimaging.training.evaluate import Evaluated, evaluate
 from fedimaging.training.local import train_locally
@@ -43,7 +43,6 @@ from fedimaging.training.workbench import SiteRecords, Workbench
 
 _LEAST_ROOM = 2**20  # bytes: what ledger and log may need for a round …
 _VECTORS = 8  # … and so many times the model: release, checkpoint with moments, each beside the one it replaces
-_EVALUATION = "/evaluation"  # ends the name under which the ledger books a noised evaluation
 
 
 @dataclass(frozen=True)
@@ -138,36 +137,46 @@ class Site:
             if self.one_question:
                 LastQuestion(self._state).check(round, instruction.weights)
             if mode == "noised":
-                reply = noised_reply(self.name, round, self._noised_totals(instruction))
+                reply = noised_reply(self.name, round, self._noised(
+                    instruction, EVALUATION, self.policy.evaluation_noise_multiplier,
+                    lambda: evaluation_totals(self._evaluated(instruction, self.test_records), self.bench.task),
+                ))
             else:
-                reply = plain_release(self.name, round, self._evaluated(instruction, final=final), self.policy, final=final)
+                found = self._evaluated(instruction, self.test_records, final=final)
+                reply = plain_release(self.name, round, found, self.policy, final=final)
             self.log.write("evaluated", study=self.fingerprint, round=round, release=mode, bytes=size_of(reply))
         return reply
+
+    def calibrate(self, instruction: TrainInstruction) -> SiteCalibration:
+        """Sums over this hospital's validation patients from which the study tempers its final model (`calibration.py`).
+
+        Guarantee: a noised calibration is charged on disk before the first validation patient is read. Errors: SiteRefusal,
+        also where the study asks for no calibration, or of any round but the last; BudgetExceeded.
+        """
+        self._check(instruction)
+        self._check_policy(None)
+        mode, round = self.policy.release_calibration, instruction.round
+        if mode == "none" or self.study.evaluation.calibration == "none":
+            raise SiteRefusal("calibration_not_released")
+        if round != self.study.federation.rounds:
+            raise SiteRefusal("wrong_round")
+        with self._room():
+            if self.one_question:
+                LastQuestion(self._state).check(round, instruction.weights)
+            noise = self.policy.calibration_noise
+            totals = exact(self._sums(instruction)) if noise is None else self._noised(
+                instruction, CALIBRATION, noise, lambda: self._sums(instruction))
+            size = sum(array.nbytes for array in totals.values())
+            self.log.write("calibrated", study=self.fingerprint, round=round, release=mode, bytes=size)
+        return SiteCalibration(self.name, round, totals["tempering"], float(totals["noise_std"]))
 
     def privacy_spent(self) -> PrivacySpent | None:
         """What the ledger says was spent, by PLD with RDP beside it; None where this hospital trains without privacy, or
         nothing is charged."""
         if self.budget is None or (self.plan is None and len(self.train_records)):
             return None
-        ledger = self._ledger()
-        charges = ledger.charges()
-        # Charges of mixed units are read for patients. A hospital that only evaluates has no plan.
-        unit = self.plan.unit if self.plan and {charge.unit for charge in charges} <= {self.plan.unit} else "patient"
-        reserved = [row.facts["run"] for row in ledger.rows() if row.kind == "reserved"]
-        return PrivacySpent(
-            unit=unit,
-            epsilon=epsilon(charges, self.budget.delta),
-            delta=self.budget.delta,
-            budget_epsilon=self.budget.epsilon,
-            accountant="PLD",
-            steps=sum(charge.steps for charge in charges),
-            noise_multiplier=self.plan.noise_multiplier if self.plan else self.policy.evaluation_noise_multiplier,
-            sample_rate=self.plan.sample_rate if self.plan else 1.0,
-            epsilon_rdp=epsilon_rdp(charges, self.budget.delta),
-            noise=self.noise_for(0).name,
-            evaluations=sum(run.endswith(_EVALUATION) for run in reserved),
-            **_read_for_patients(unit, charges, self.budget.delta),
-        )
+        release_noise, noise = self.policy.evaluation_noise_multiplier, self.noise_for(0).name
+        return spent_by(self._ledger(), self.budget, self.plan, release_noise, noise)
 
     def _check(self, instruction: TrainInstruction) -> None:
         weights = instruction.weights
@@ -264,23 +273,29 @@ class Site:
             give_up_open=give_up_open,
         )
 
-    def _evaluated(self, instruction: TrainInstruction, *, final: bool) -> Evaluated:
+    def _evaluated(self, instruction: TrainInstruction, records: SiteRecords, *, final: bool = False) -> Evaluated:
         start = self.local.join(instruction.weights, before_round=instruction.round + 1)
-        return evaluate(self.bench, start, self.test_records, final=final)
+        return evaluate(self.bench, start, records, final=final)
 
-    def _noised_totals(self, instruction: TrainInstruction) -> Arrays:
-        """Noised totals of an evaluation, kept on disk: asked again, the same leave at no cost."""
-        question = f"{self.fingerprint}/{instruction.round}/".encode() + instruction.weights.tobytes()
-        key, kept = hashlib.sha256(question).hexdigest(), KeptEvaluation(self._state)
-        totals = kept.get(key)
-        if totals is None:
-            sigma, round = self.policy.evaluation_noise_multiplier, instruction.round
-            entry = self._charge(self.arm + _EVALUATION, round, release_charge(sigma))
-            found = self._evaluated(instruction, final=False)
-            totals = noised_release(found, self.bench.task, sigma, self.noise_for(round), key)
-            kept.put(key, totals)
-            self._ledger().settle(entry.id, 1, released={"evaluation": sum(array.nbytes for array in totals.values())})
-        return totals
+    def _sums(self, instruction: TrainInstruction) -> PatientTotals:
+        return calibration_totals(self._evaluated(instruction, self.validation_records), self.bench.task)
+
+    def _noised(
+        self, instruction: TrainInstruction, what: str, sigma: float, totals_of: Callable[[], PatientTotals]
+    ) -> Arrays:
+        """Totals with noise, charged before `totals_of` reads a patient; kept on disk: asked again, the same leave at no cost."""
+        round, name = instruction.round, what.removeprefix("/")
+        question = f"{self.fingerprint}/{round}/".encode() + instruction.weights.tobytes()
+        digest = hashlib.sha256(question if what == EVALUATION else name.encode() + question)
+        key, kept = digest.hexdigest(), KeptRelease(self._state / f"{name}.npz")
+        released = kept.get(key)
+        if released is None:
+            entry = self._charge(self.arm + what, round, release_charge(sigma))
+            # Of two different questions the noise is never the same: its step is theirs.
+            released = noised(totals_of(), sigma, self.noise_for(round), step=-1 - int(key[:16], 16))
+            kept.put(key, released)
+            self._ledger().settle(entry.id, 1, released={name: sum(array.nbytes for array in released.values())})
+        return released
 
     def _ledger(self) -> Ledger:
         """The ledger, opened (and so verified whole) once for this site object."""
@@ -327,12 +342,3 @@ class _Release:
 
     delta: np.ndarray
     epsilon: float | None
-
-
-def _read_for_patients(unit: str, charges: Sequence[Charge], delta: float) -> dict[str, Any]:
-    """The two facts of PrivacySpent that read a record-level claim for whole patients; none where no bound is known."""
-    bounds = [charge.scans_per_patient for charge in charges if charge.unit == "record"]
-    known = [bound for bound in bounds if bound is not None]
-    if unit != "record" or not known or len(known) < len(bounds):
-        return {}
-    return {"scans_per_patient": max(known), "patient_epsilon": patient_epsilon(charges, delta)}

@@ -15,7 +15,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-ADDED: Mapping[str, Any] = MappingProxyType({"release": None})
+ADDED: Mapping[str, Any] = MappingProxyType({
+    "evaluation.calibration": "none",
+    "policy.release_calibration": None,
+    "policy.calibration_noise_multiplier": 4.0,
+    "release": None,
+})
 """Key, with dots -> the value (as JSON) at which it changes nothing. Of a group of keys: the group, and each of its keys that
 came later still."""
 

@@ -17,7 +17,7 @@ from fedimaging.data.spec import DataSpec, HospitalsSpec
 from fedimaging.models.spec import ModelSpec
 from fedimaging.models.zoo import CLASSIFIERS, SEGMENTERS
 from fedimaging.privacy.spec import PrivacySpec
-from fedimaging.spec import EvaluationRelease, Spec
+from fedimaging.spec import CalibrationRelease, EvaluationRelease, Spec
 from fedimaging.study.added_keys import without_added
 from fedimaging.study.release_spec import ReleaseSpec
 from fedimaging.training.spec import LocalTraining
@@ -71,6 +71,8 @@ class EvaluationSpec(Spec):
 
     `groups`: columns of the manifest by which a simulation also reports its test patients; `age_bands`: the edges of the
     groups of the column `age`; a group of fewer than `minimum_group` patients is not reported.
+    `calibration`: `temperature` fits one temperature for the final model on the hospitals' validation patients, as far as each
+    hospital's policy lets sums over them leave.
     """
 
     every: int = Field(1, ge=0)
@@ -81,6 +83,7 @@ class EvaluationSpec(Spec):
     groups: tuple[str, ...] = ()
     age_bands: tuple[float, ...] = (40.0, 60.0, 80.0)
     minimum_group: int = Field(10, ge=2)
+    calibration: Literal["none", "temperature"] = "none"
 
     @model_validator(mode="after")
     def _groups_are_clear(self) -> "EvaluationSpec":
@@ -94,13 +97,16 @@ class EvaluationSpec(Spec):
 class SimulatedHospitals(Spec):
     """What every simulated hospital's own policy says. In a deployment these stand in the hospital's policy.yaml.
 
-    `evaluation_noise_multiplier`: of each evaluation, where `release_evaluation` is `noised`.
+    `evaluation_noise_multiplier`: of each evaluation, where `release_evaluation` is `noised`; `calibration_noise_multiplier`: of
+    the calibration, likewise. `release_calibration` None: noised where the study trains with privacy, exact where it does not.
     """
 
     budget_epsilon: float | None = Field(None, gt=0)
     minimum_noise_multiplier: float = Field(0.0, ge=0)
     release_evaluation: EvaluationRelease = "scores"
     evaluation_noise_multiplier: float = Field(4.0, gt=0)
+    release_calibration: CalibrationRelease | None = None
+    calibration_noise_multiplier: float = Field(4.0, gt=0)
 
 
 class RuntimeSpec(Spec):
@@ -145,6 +151,12 @@ class Study(Spec):
         return self
 
     @model_validator(mode="after")
+    def _there_are_probabilities_to_temper(self) -> "Study":
+        if self.evaluation.calibration != "none" and self.task.kind == "segmentation":
+            raise ValueError("evaluation.calibration=temperature tempers a classifier; with task.kind=segmentation give none")
+        return self
+
+    @model_validator(mode="after")
     def _noise_is_there_to_weigh(self) -> "Study":
         if self.federation.weights == "inverse_noise" and self.privacy is None:
             raise ValueError("federation.weights=inverse_noise weighs hospitals by their noise; with privacy null there is none")
@@ -175,6 +187,11 @@ class Study(Spec):
         if limited and (self.evaluation.metric or "").startswith(("brier", "hd95_mm")):
             raise ValueError(f"release.minimum_external needs a metric of which more is better, not {self.evaluation.metric!r}")
         return self
+
+    @property
+    def calibration_release(self) -> CalibrationRelease:
+        """What a simulated hospital's policy lets leave of a calibration."""
+        return self.policy.release_calibration or ("exact" if self.privacy is None else "noised")
 
     @property
     def fingerprint(self) -> str:

@@ -10,8 +10,16 @@ from flwr.app import Message, RecordDict
 
 from fedimaging.federated import wire
 from fedimaging.federated.flower_internals import failed_reply, take_server_identity
-from fedimaging.federated.rounds import Federation, ServerState, TooFewReplies, evaluate_everywhere, final_weights, run_round
-from fedimaging.results import SiteEvaluation, SiteUpdate
+from fedimaging.federated.rounds import (
+    Federation,
+    ServerState,
+    TooFewReplies,
+    calibrate_everywhere,
+    evaluate_everywhere,
+    final_weights,
+    run_round,
+)
+from fedimaging.results import SiteCalibration, SiteEvaluation, SiteUpdate
 from fedimaging.study.schema import Study
 
 NODES = {"north": 11, "south": 12, "west": 13}
@@ -107,3 +115,20 @@ def test_the_running_mean_of_the_models_is_the_final_one(federation: Federation)
     assert state.weights.tolist() == [12.0, 12.0]
     assert len(state.recent) == 1
     assert final_weights(state).tolist() == [6.75, 6.75]  # 4; 4 + (8 - 4) / 4 = 5; 5 + (12 - 5) / 4
+
+
+def calibration(site: str, value: float, round: int | None = None) -> Answer:
+    sums = np.full(9, value, np.float32)
+    return lambda asked: wire.write_calibration(SiteCalibration(site, round or asked, sums, 0.0))
+
+
+def test_training_hospitals_calibrate_under_their_own_names_and_others_say_why_not(federation: Federation) -> None:
+    nodes = NODES | {"held out": 14, "east": 15}
+    asked = replace(federation, train_sites=("east", "north", "south", "west"), evaluate_sites=tuple(nodes))
+    grid: Any = HandGrid({
+        11: calibration("south", 1.0), 12: calibration("south", 2.0), 13: lambda _: wire.write_refusal("west", "budget_exceeded"),
+        14: calibration("held out", 4.0), 15: lambda _: None,
+    })  # fmt: skip
+    found, refused = calibrate_everywhere(grid, asked, nodes, 9, np.zeros(2, np.float32))
+    assert [(one.site, one.sums[0]) for one in found] == [("south", 2.0)]
+    assert refused == {"north": "bad_message", "west": "budget_exceeded", "east": "no_reply"}

@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedimaging.errors import SiteRefusal
 from fedimaging.federated import wire
-from fedimaging.results import SiteEvaluation, SiteUpdate
+from fedimaging.results import SiteCalibration, SiteEvaluation, SiteUpdate
 from fedimaging.site.site import TrainInstruction
 
 WEIGHTS = np.arange(4, dtype=np.float32)
@@ -165,3 +165,30 @@ def test_cards() -> None:
     assert wire.read_enrolment(wire.write_enrolment("abc")) == "abc"
     with pytest.raises(SiteRefusal):
         wire.read_enrolment(_instruction())
+
+
+SUMS = np.arange(9, dtype=np.float32)
+
+
+def test_a_calibration_is_sums_and_the_size_of_their_noise() -> None:
+    content = wire.write_calibration(SiteCalibration("h1", 3, SUMS, 12.0))
+    assert {name: set(record) for name, record in content.items()} == {
+        "site": {"site", "round"}, "calibration": {"sums", "noise_std"},
+    }
+    read = wire.read_calibration(content, round=3)
+    assert (read.site, read.round, read.sums.tolist(), read.noise_std) == ("h1", 3, SUMS.tolist(), 12.0)
+
+
+@pytest.mark.parametrize(
+    ("lie", "code"),
+    [
+        (SiteCalibration("h1", 2, SUMS, 0.0), "wrong_round"), (SiteCalibration("h1", 3, SUMS[:-1], 0.0), "bad_message"),
+        (SiteCalibration("h1", 3, SUMS.astype(np.float64), 0.0), "bad_message"),
+        (SiteCalibration("h1", 3, SUMS * np.float32(np.nan), 0.0), "bad_message"),
+        (SiteCalibration("h1", 3, SUMS, -1.0), "bad_message"), (SiteCalibration("h1", 3, SUMS, float("inf")), "bad_message"),
+    ],
+)
+def test_a_lying_hospitals_calibration_is_refused_with_a_code(lie: SiteCalibration, code: str) -> None:
+    with pytest.raises(SiteRefusal) as caught:
+        wire.read_calibration(wire.write_calibration(lie), round=3)
+    assert caught.value.code == code

@@ -111,6 +111,17 @@ def test_noised_evaluations_are_in_the_price(folder: SiteFolder, study: Path) ->
     assert "counts with noise 4, charged to the budget" in said(proposal)["Leaves"]
 
 
+def test_a_calibration_is_in_the_price_and_in_words(folder: SiteFolder, study: Path) -> None:
+    asking = study_file(study.with_name("asking.yaml"), evaluation={"calibration": "temperature", "resamples": 100})
+    kept = propose(folder, asking)
+    assert "for the calibration it asks for, nothing" in said(kept)["Leaves"]
+    set_policy(folder, release_calibration="noised", calibration_noise_multiplier=2.0)
+    proposal = propose(folder, asking)
+    assert proposal.spending[0].after > kept.spending[0].after + 0.1
+    assert "nine sums over validation patients with noise 2, charged to the budget" in said(proposal)["Leaves"]
+    assert "calibration" not in said(propose(folder, study))["Leaves"]
+
+
 def test_a_decision_is_kept_with_who_when_and_why_and_the_study_byte_for_byte(folder: SiteFolder, study: Path) -> None:
     approve(folder, propose(folder, study), who=" Dr. Ä ", why="Ethics 12/2026")
     [found] = approvals.newest(folder).values()

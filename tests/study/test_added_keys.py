@@ -46,7 +46,12 @@ def test_an_update_of_the_software_leaves_an_approved_study_its_fingerprint() ->
 
 def test_entries_are_never_changed_or_removed() -> None:
     """With another value, another study would carry an approved fingerprint. New entries are added here too."""
-    assert dict(ADDED) == {"release": None}
+    assert dict(ADDED) == {
+        "evaluation.calibration": "none",
+        "policy.release_calibration": None,
+        "policy.calibration_noise_multiplier": 4.0,
+        "release": None,
+    }
 
 
 TREE = {"federation": {"rounds": 3, "later": None, "group": {"old": 1.0, "newer": False}}, "privacy": None}
