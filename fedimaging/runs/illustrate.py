@@ -1,17 +1,20 @@
-"""Pictures for the report: a contact sheet of the data, and test scans with the final model's prediction."""
+"""Pictures for the report: a contact sheet of the data, and test scans with the final model's prediction and where it comes
+from: an explanation map for a class, a map of uncertainty for a segmentation."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from fedimaging.data.check import contact_sheet
 from fedimaging.data.dataset import Dataset
 from fedimaging.files import write_whole
-from fedimaging.runs.pictures import example_panel, save_png
+from fedimaging.runs.pictures import example_panel, map_panel, save_png
 from fedimaging.site.simulated import SimulatedFederation
 from fedimaging.study.schema import Study
 from fedimaging.training.evaluate import predict
+from fedimaging.training.explain import UNCERTAINTY, saliency, uncertainty
 from fedimaging.training.workbench import SiteRecords, Workbench
 
 _SHEET = 24
@@ -32,16 +35,33 @@ def illustrate(
     full[bench.shared] = shared
     bench.load(full)
     examples = []
-    for number, row in enumerate(rows):
-        outputs, target, _ = next(predict(bench, SiteRecords(dataset, rows[number : number + 1])))
-        truth_mask = predicted_mask = None
-        if bench.task.needs_mask:
-            predicted_mask, truth_mask = outputs[0].argmax(0).cpu().numpy(), target[0].cpu().numpy()
+    for number in range(len(rows)):
         file = f"pictures/example_{number:02d}.png"
-        save_png(example_panel(np.asarray(dataset.images[row]), truth_mask, predicted_mask), folder / file)
-        examples.append({"file": file, "site": federation.names[federation.test_site[row]], "patient_index": number + 1,
-                         **_words(bench, outputs, target)})
+        panel, facts = example(bench, SiteRecords(dataset, rows[number : number + 1]))
+        save_png(panel, folder / file)
+        site = federation.names[federation.test_site[rows[number]]]
+        examples.append({"file": file, "site": site, "patient_index": number + 1, **facts})
     return {"contact_sheet": "pictures/contact_sheet.png", "examples": examples}
+
+
+def example(bench: Workbench, record: SiteRecords) -> tuple[Image.Image, dict[str, Any]]:
+    """One scan with the weights now loaded: its picture with the map beside it, and truth, prediction and map in words.
+
+    `record` has one row. The map explains the class of the highest score; for a segmentation it shows uncertainty.
+    """
+    outputs, target, _ = next(predict(bench, record))
+    image = np.array(record.dataset.images[record.rows[0]])
+    if bench.task.needs_mask:
+        predicted, truth = outputs[0].argmax(0).cpu().numpy(), target[0].cpu().numpy()
+        unsure = map_panel(image, uncertainty(bench.model, image), (truth, predicted))
+        outlined = example_panel(image, truth, predicted)
+        panel = Image.fromarray(np.concatenate([np.asarray(outlined), np.asarray(unsure)[:, unsure.height :]], axis=1))
+        return panel, _words(bench, outputs, target) | {"map": {"method": "uncertainty", "meaning": UNCERTAINTY}}
+    best = int(bench.task.scores(outputs)[0].argmax())
+    found = saliency(bench.model, image, best, multilabel=bench.task.multilabel)
+    facts = {"method": found.method, "meaning": found.meaning, "why": found.why, "peak": round(found.peak, 4),
+             "class": bench.task.class_names[best]}
+    return map_panel(image, found.values), _words(bench, outputs, target) | {"map": facts}
 
 
 def _site_of_row(federation: SimulatedFederation) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Example pictures for the report: a scan, and the outlines of the true and the predicted mask on it."""
+"""Example pictures for the report: a scan, with outlines of the true and the predicted mask, or under a map."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from fedimaging.files import write_whole
 # Two of Okabe and Ito's colours (2008): they stay apart on grey for every common kind of colour blindness.
 TRUTH_RGB = (86, 180, 233)
 PREDICTION_RGB = (230, 159, 0)
+MAP_OPACITY = 0.7  # of the orange at the strongest place: the scan stays visible under it
 _DASH_PX = 4
 _GAP_PX = 4
 
@@ -38,6 +39,29 @@ def example_panel(
         outlined[_outline(predicted_mask, where, size) & _dashes(size)] = PREDICTION_RGB
     gap = np.zeros((size, _GAP_PX, 3), dtype=np.uint8)
     return Image.fromarray(np.concatenate([scan, gap, outlined], axis=1))
+
+
+def map_panel(image: np.ndarray, values: np.ndarray, masks: tuple[np.ndarray | None, ...] = (), size: int = 160) -> Image.Image:
+    """The scan, and beside it the scan under a map `values` (*spatial) from 0 to 1: the higher, the more orange.
+
+    A white line with a dark rim runs around what reaches half the map's greatest value, so that a print in grey shows it too. A
+    volume is cut where one of `masks` is, else where the map is strongest. Otherwise as `example_panel`.
+    """
+    _check(image, {"values": values, **{f"mask {k}": mask for k, mask in enumerate(masks)}}, size)
+    strongest = (values == values.max()) & (values > 0)
+    where = _slice_number(image, *masks, strongest)
+    scan = _letterbox(_to_grey_or_rgb(_flat(image, where)), size, Image.Resampling.BICUBIC)
+    flat = np.ascontiguousarray(_flat(values, where), dtype=np.float32)
+    heat = np.clip(_letterbox(flat, size, Image.Resampling.BILINEAR), 0, 1)
+    under = (MAP_OPACITY * heat)[..., None]
+    marked = np.round(scan * (1 - under) + np.array(PREDICTION_RGB) * under).astype(np.uint8)
+    if strongest.any():
+        half = (heat >= values.max() / 2).astype(np.uint8)
+        line = _edges(half)
+        marked[_edges(1 - half) & _near(line)] = 0
+        marked[line] = 255
+    gap = np.zeros((size, _GAP_PX, 3), dtype=np.uint8)
+    return Image.fromarray(np.concatenate([scan, gap, marked], axis=1))
 
 
 def save_png(image: Image.Image, path: Path) -> None:
@@ -101,11 +125,20 @@ def _letterbox(array: np.ndarray, size: int, resampling: Image.Resampling) -> np
 
 def _outline(mask: np.ndarray, where: int | None, size: int) -> np.ndarray:
     """(size, size) bool: pixels of a class that touch another class or the background."""
-    flat = _letterbox(_flat(mask, where).astype(np.uint8), size, Image.Resampling.NEAREST)
+    return _edges(_letterbox(_flat(mask, where).astype(np.uint8), size, Image.Resampling.NEAREST))
+
+
+def _edges(flat: np.ndarray) -> np.ndarray:
     padded = np.pad(flat, 1)
     middle = padded[1:-1, 1:-1]
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     return (middle > 0) & np.logical_or.reduce([middle != near for near in neighbours])
+
+
+def _near(line: np.ndarray) -> np.ndarray:
+    """The pixels of a line and their four neighbours."""
+    padded = np.pad(line, 1)
+    return padded[1:-1, 1:-1] | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
 
 
 def _dashes(size: int) -> np.ndarray:

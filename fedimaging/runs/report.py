@@ -21,7 +21,7 @@ from fedimaging.files import write_text
 from fedimaging.runs import report_compare, report_cost, report_evaluation, report_groups, report_tables, report_view
 from fedimaging.runs.charts import interval_ruler, line_key, mark_key, share_key
 from fedimaging.runs.report_curves import curves
-from fedimaging.runs.report_pictures import embed, examples
+from fedimaging.runs.report_pictures import embed, examples, map_notes
 from fedimaging.runs.report_privacy import UNITS, privacy_bands
 from fedimaging.runs.report_text import NOT_MEASURED, metric_words, short_number
 
@@ -78,8 +78,9 @@ def _results(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rest(run: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     """Pictures, cost, study."""
+    shown = examples(run, report)
     return {
-        "examples": examples(run, report),
+        "examples": shown, "map_notes": map_notes(shown),
         "contact_sheet": embed(run, report_view.part(report, "pictures").get("contact_sheet")),
         "cost": report_cost.cost_rows(report), "time": report_cost.time_shares(report),
         "model_words": _model_words(report),

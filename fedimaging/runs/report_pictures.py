@@ -20,6 +20,7 @@ def examples(run: Path, report: Mapping[str, Any]) -> list[dict[str, Any]]:
             "picture": embed(run, one.get("file")), "where": one.get("site") or "unknown hospital",
             "number": one.get("patient_index"), "truth": _class_words(one.get("truth"), names),
             "prediction": _class_words(one.get("prediction"), names), "score": one.get("score"),
+            "map": one.get("map"),
             "right": None if kind == "segmentation" else one.get("truth") == one.get("prediction"),
         }
         for one in part(report, "pictures").get("examples") or ()
@@ -35,6 +36,17 @@ def _class_words(value: Any, names: Sequence[str]) -> str | None:
     if isinstance(value, int) and 0 <= value < len(names):
         return str(names[value])
     return str(value)
+
+
+def map_notes(shown: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the maps of these examples are, each kind once, in a sentence for the page."""
+    notes: dict[str, None] = {}
+    for one in shown:
+        found = one.get("map") or {}
+        if found.get("meaning"):
+            why = f" ({found['why']})" if found.get("why") else ""
+            notes[f"{found['meaning']}{why}."] = None
+    return list(notes)
 
 
 def embed(run: Path, name: str | None) -> str | None:

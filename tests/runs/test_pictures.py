@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from fedimaging.errors import RunError
-from fedimaging.runs.pictures import PREDICTION_RGB, TRUTH_RGB, example_panel, save_png
+from fedimaging.runs.pictures import PREDICTION_RGB, TRUTH_RGB, example_panel, map_panel, save_png
 
 
 def square(size: int, low: int, high: int) -> np.ndarray:
@@ -102,3 +102,27 @@ def test_a_picture_that_cannot_be_written_is_a_run_error(tmp_path: Path) -> None
     with pytest.raises(RunError, match=r"x\.png"):
         save_png(Image.new("L", (8, 8)), tmp_path / "x.png")
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_a_map_lies_orange_beside_the_scan_with_a_line_around_half_of_its_strongest_place() -> None:
+    values = np.zeros((32, 32), np.float32)
+    values[8:16, 8:16] = 1.0
+    pixels = np.asarray(map_panel(np.full((1, 32, 32), 0.5), values, size=32)).astype(int)
+    assert pixels.shape == (32, 32 + 4 + 32, 3)
+    marked = pixels[:, 36:]
+    assert marked[12, 12].tolist() == [round(0.7 * part) for part in PREDICTION_RGB]  # on black
+    assert (marked[8, 8:16] == 255).all()
+    assert not marked[7, 8:16].any()  # the line's dark rim
+    assert np.array_equal(marked[20:, 20:], pixels[20:, 20:32])
+
+
+def test_an_empty_map_leaves_the_scan_as_it_is_and_a_volume_is_cut_where_the_map_is_strongest() -> None:
+    flat = np.random.default_rng(0).random((1, 32, 32))
+    pixels = np.asarray(map_panel(flat, np.zeros((32, 32)), size=32))
+    assert np.array_equal(pixels[:, :32], pixels[:, 36:])
+    volume, values = np.zeros((1, 32, 32, 9)), np.zeros((32, 32, 9))
+    volume[..., 7] = flat[0]
+    values[10, 10, 7] = 0.2
+    assert np.asarray(map_panel(volume, values, size=32))[:, :32].any()
+    with pytest.raises(RunError, match=r"values\.shape"):
+        map_panel(flat, values, size=32)
