@@ -224,7 +224,8 @@ def main() -> None:
     facts = {"device": options.device, "hardware": hardware, "threads": options.threads, "torch": torch.__version__}
     out = Path(__file__).parent / "results" / f"{options.device}.json"
     out.parent.mkdir(exist_ok=True)
-    results = {}
+    before = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    results = before["cases"] if before.get("facts") == facts else {}  # cases measured alone join those of the same machine
     for case in options.cases:
         results[case] = measure(case, options.device, options.repeats, ["plain", *(m for m in options.modes if m != "plain")])
         for mode, row in results[case].items():

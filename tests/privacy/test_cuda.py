@@ -54,8 +54,11 @@ def _distance(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("scans", [1, 2])
-@pytest.mark.parametrize("name", ["small_cnn", "densenet", "resnet18", "efficientnet_b0"])
-def test_a_replayed_pass_equals_one_by_one_gradients(name: str, scans: int) -> None:
+@pytest.mark.parametrize(("name", "engine"), [
+    ("small_cnn", "fused"), ("densenet", "fused"), ("resnet18", "fused"), ("efficientnet_b0", "fused"), ("small_cnn", "vmap"),
+    ("vit", "vmap"),
+])
+def test_a_replayed_pass_equals_one_by_one_gradients(name: str, engine: str, scans: int) -> None:
     model, x, y, unit = _setting(name, scans)
     for units in (UNITS, UNITS, UNITS, UNITS - 1, 4, UNITS):  # ordinary, captured, replayed, filled up, another size
         rows = units * scans
@@ -64,12 +67,26 @@ def test_a_replayed_pass_equals_one_by_one_gradients(name: str, scans: int) -> N
                 parameter.mul_(1.01)
         x = x + 0.1
         given = (model, _losses, x[:rows], y[:rows], unit[:rows], units, 0.5)
-        expected, found = clipped_sum(*given, engine="loop"), clipped_sum(*given, engine="fused")
+        expected, found = clipped_sum(*given, engine="loop"), clipped_sum(*given, engine=engine)
         assert _distance(found.sum, expected.sum) < 2e-5 * 0.5 * units
         assert torch.allclose(found.norms, expected.norms, rtol=1e-4)
     graphs = list(replay._shelves[model].graphs.values())
     assert graphs
     assert None not in graphs
+
+
+def test_large_volumes_are_differentiated_one_by_one() -> None:
+    model = nn.Sequential(nn.Conv3d(1, 6, 3, padding=1), nn.GELU(), nn.Conv3d(6, 4, 3, stride=2), nn.GELU(),
+                          nn.ConvTranspose3d(4, 2, 2, stride=2), nn.Flatten(2)).cuda()
+    x = torch.randn(3, 1, 64, 64, 64, device="cuda")
+    y = torch.zeros(3, dtype=torch.int64, device="cuda")
+
+    def losses(outputs: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.mean(2), y, reduction="none")
+
+    given = (model, losses, x, y, torch.arange(3), 3, 0.01)
+    expected, found = clipped_sum(*given, engine="loop"), clipped_sum(*given, engine="fused")
+    assert _distance(found.sum, expected.sum) < 1e-4 * 0.01
 
 
 def test_a_replayed_sum_moves_by_at_most_the_clip_norm() -> None:

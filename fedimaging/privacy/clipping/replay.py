@@ -75,7 +75,7 @@ def sum_by_replay(
         return None
     units, shelf = _filled_up(len(batch)), _shelves.setdefault(model, _Shelf())
     places = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
-    key = (proof_key(model, losses, batch), batch.even, units, clip_norm, model.training, places)
+    key = (run, proof_key(model, losses, batch), batch.even, units, clip_norm, model.training, places)
     if key not in shelf.graphs and key not in shelf.seen:
         shelf.seen.add(key)
         return None

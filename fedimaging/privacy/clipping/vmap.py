@@ -13,16 +13,32 @@ from fedimaging.privacy.clipping.batch import (
     scan_losses,
     trainable,
 )
+from fedimaging.privacy.clipping.replay import sum_by_replay
 
 
 def sum_by_vmap(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
     """The clipped sum from all units' gradients at once. Memory: one gradient and the padded activations per unit."""
+    if batch.x.is_cuda:
+        replayed = sum_by_replay(rough_sum, model, losses, batch, clip_norm)
+        if replayed is not None:
+            return replayed
     gradients = _unit_gradients(model, losses, batch)
     norms = norms_of(gradients)
     keep = torch.isfinite(norms)
     factors = torch.where(keep, clip_factors(norms, clip_norm), 0.0)
     total = [_weighted(part, factors.to(part), keep) for part in gradients]
     return ClippedSum(total, norms, clip_norm)
+
+
+def rough_sum(
+    model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float, real: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """See `replay.Pass`."""
+    gradients = _unit_gradients(model, losses, batch)
+    norms = norms_of(gradients)
+    factors = clip_factors(norms, clip_norm) * real
+    total = [(factors.to(part) @ part.reshape(len(part), -1)).view(part.shape[1:]) for part in gradients]
+    return total, norms, torch.isfinite(norms).all()
 
 
 def _unit_gradients(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[Tensor]:
@@ -36,11 +52,17 @@ def _unit_gradients(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[
         outputs = functional_call(model, {**parameters, **fixed}, (x,))
         return (scan_losses(losses, outputs, y) * weights).sum()
 
-    rows, weights = _padded(batch)
-    found = vmap(grad(unit_loss), in_dims=(None, 0, 0, 0), randomness="different")(
-        train, batch.x[rows], batch.y[rows], weights
-    )
+    found = vmap(grad(unit_loss), in_dims=(None, 0, 0, 0), randomness="different")(train, *_by_unit(batch))
     return [found[name] for name in train]
+
+
+def _by_unit(batch: UnitBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Scans (U, K, ...), targets (U, K, ...), weights (U, K)."""
+    if batch.even is not None:
+        shape = (len(batch), batch.even)
+        return batch.x.unflatten(0, shape), batch.y.unflatten(0, shape), batch.weights.view(shape)
+    rows, weights = _padded(batch)
+    return batch.x[rows], batch.y[rows], weights
 
 
 def _padded(batch: UnitBatch) -> tuple[Tensor, Tensor]:
