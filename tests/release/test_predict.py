@@ -116,8 +116,8 @@ def test_images_come_from_files_folders_and_manifests(opened: Release, planted: 
 def test_a_release_that_was_altered_predicts_nothing(released: Path, planted: Planted, tmp_path: Path) -> None:
     shutil.copytree(released, tmp_path / "release")
     (tmp_path / "release" / "bundle" / "models" / "model.pt").write_bytes(b"another model")
-    answer = CliRunner().invoke(app, ["predict", str(tmp_path / "release"), str(planted.images[0]), "--out", str(tmp_path / "out")])
-    assert isinstance(answer.exception, ReleaseError)
+    command = ["predict", str(tmp_path / "release"), str(planted.images[0]), "--out", str(tmp_path / "out")]
+    assert isinstance(CliRunner().invoke(app, command).exception, ReleaseError)
     assert not (tmp_path / "out").exists()
 
 
@@ -132,8 +132,8 @@ def test_any_prediction_is_traced_to_model_people_study_and_ledgers(
     said = "\n".join(lines)
     assert "line 4 of 5" in said
     for fact in (
-        sha256_of(planted.images[3]), manifest["model_sha256"], manifest["study_fingerprint"], "Dr Ada Example (head of radiology)",
-        manifest["ledgers"]["north"]["head"], "per patient", "none waived",
+        sha256_of(planted.images[3]), manifest["model_sha256"], manifest["study_fingerprint"],
+        "Dr Ada Example (head of radiology)", manifest["ledgers"]["north"]["head"], "per patient", "none waived",
     ):
         assert fact in said
     for wrong in ("6", "0", "-1", "nothing.png"):
