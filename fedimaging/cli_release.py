@@ -40,8 +40,8 @@ def release_key(
 
 def verify(folder: ReleasePath, public_key: PublicKey = None) -> None:
     """Check every byte of a release and its signature. Exit code 2, naming the file, where anything was altered."""
-    from fedimaging.release.folder import verify as check
     from fedimaging.release.signing import read_key_text
+    from fedimaging.release.verify import verify as check
 
     manifest = check(folder, None if public_key is None else read_key_text(public_key))
     whose = "the key given" if public_key else f"a key of its own, fingerprint {manifest['key_fingerprint']}: compare it"
@@ -54,6 +54,7 @@ def predict(
     folder: ReleasePath,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Images, folders of images, or a manifest (.csv).")],
     out: Annotated[Path, typer.Option("--out", help="Where results and the log go.")] = Path("predictions"),
+    maps: Annotated[bool, typer.Option("--maps/--no-maps", help="A map of where the answer was found, beside each.")] = True,
     public_key: PublicKey = None,
 ) -> None:
     """Predict images with a release, verified first; each is one line of a log. Exit code 2 where an image could not be read."""
@@ -63,7 +64,7 @@ def predict(
     from fedimaging.release.signing import read_key_text
 
     release = open_release(folder, None if public_key is None else read_key_text(public_key))
-    results = predict_all(release, images_in(release, images), out, typer.echo)
+    results = predict_all(release, images_in(release, images), out, typer.echo, maps=maps)
     failed = sum(result.fault is not None for result in results)
     flagged = sum(bool(result.facts.get("flagged")) for result in results)
     typer.echo(f"{out / TABLE}: {len(results) - failed} predicted, {flagged} flagged, {failed} not readable")
@@ -78,9 +79,9 @@ def trace(
     public_key: PublicKey = None,
 ) -> None:
     """Say where a prediction came from: model, people, study, and what every hospital's ledger says was spent."""
-    from fedimaging.release.folder import verify as check
     from fedimaging.release.signing import read_key_text
     from fedimaging.release.trace import trace as follow
+    from fedimaging.release.verify import verify as check
 
     manifest = check(folder, None if public_key is None else read_key_text(public_key))
     typer.echo("\n".join(follow(folder, manifest, log, what)))

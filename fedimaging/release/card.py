@@ -12,7 +12,6 @@ from fedimaging.release.checks import Check
 from fedimaging.release.reference import group_performance, shown_table
 from fedimaging.release.source import Source
 from fedimaging.runs import report_view
-from fedimaging.runs.assemble import NOT_PROTECTED
 from fedimaging.runs.report import render
 from fedimaging.runs.report_privacy import Band, noise_words, privacy_bands
 from fedimaging.runs.report_text import delta_text, epsilon_text, interval_text, metric_words, read_interval
@@ -172,19 +171,25 @@ def _groups(source: Source, counting: Counting) -> list[Section]:
 
 
 def _calibration(source: Source) -> Section:
-    found = source.calibration
-    if found is None:
-        return Section("Calibration", ("The probabilities are the network's own: no calibration was fitted.",))
-    return Section("Calibration", (
-        f"Probabilities are calibrated: {found.get('kind')}, temperature {found.get('temperature')}, bias {found.get('bias')}; "
-        f"fitted on {found.get('fitted_on')}.",
-    ))
+    told = source.report.get("calibration") or {}
+    words = (told.get("tempering") or {}).get("words")
+    if words is None and source.calibration is None:
+        words = "The probabilities are the network's own: no calibration was fitted."
+    rows = []
+    for when, table in (("before calibration", told.get("before")), ("after calibration", told.get("after"))):
+        for who, key in (("test patients of the training hospitals", "test"), ("held-out hospitals", "held_out")):
+            one = read_interval(((table or {}).get(key) or {}).get("ece"))
+            if one is not None:
+                rows.append((who, when, interval_text(one, 3)))
+    lines = (words or "Probabilities are calibrated by a temperature.",)
+    return Section("Calibration", lines, ("Whom", "When", "Expected calibration error"), tuple(rows))
 
 
 def _privacy(source: Source) -> Section:
     told = source.report.get("privacy")
     if not told:
-        return Section("Privacy", ("Trained without differential privacy: the model may reveal who took part.", *NOT_PROTECTED))
+        nothing = "Trained without differential privacy: nothing is protected. The model may reveal who took part and what"
+        return Section("Privacy", (f"{nothing} their images show.",))
     rows = []
     for name, site in source.sites(held_out=False).items():
         spent = site.get("privacy") or {}

@@ -1,4 +1,4 @@
-"""The release folder: written whole or not at all, signed, and verified byte by byte.
+"""The release folder, written whole or not at all, and signed.
 
     manifest.json   the hash of every other file, who released it and why, the checks, the ledgers' heads
     manifest.sig    Ed25519 signature (hex) over the bytes of manifest.json
@@ -7,7 +7,6 @@
     card.md, card.html   the model card                          operating_point.json  where the study chose one
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedimaging.errors import ReleaseError, bad_value
+from fedimaging.errors import ReleaseError
 from fedimaging.files import disk_fault, sha256_of, write_json, write_text
 from fedimaging.privacy.ledger_verify import verify as verify_ledger
 from fedimaging.release import card as cards
@@ -29,16 +28,14 @@ from fedimaging.release.cells import Counting
 from fedimaging.release.checks import Check, checks_of, judged
 from fedimaging.release.export import export
 from fedimaging.release.reference import reference_of, shown_table
-from fedimaging.release.signing import is_signed, key_fingerprint, public_text, read_verifying_key
+from fedimaging.release.signing import key_fingerprint, public_text
 from fedimaging.release.source import Source, open_run
+from fedimaging.release.verify import MANIFEST, MODEL, SCHEMA, SIGNATURE
 from fedimaging.runs import machine
 from fedimaging.runs.groups import TOO_FEW
 from fedimaging.study.schema import Study
 
-SCHEMA = "fedimaging release 1"
-MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 NOT_RELEASED = "not-released"
-MODEL = "bundle/models/model.pt"
 
 
 def release(run: Path, people: People, key: Ed25519PrivateKey, waivers: Mapping[str, str], out: Path | None = None) -> Path:
@@ -67,42 +64,6 @@ def release(run: Path, people: People, key: Ed25519PrivateKey, waivers: Mapping[
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
-
-
-def verify(folder: Path, public_key: str | None = None) -> dict[str, Any]:
-    """The manifest of a release of which every byte is as it was signed, by `public_key` (PEM) where one is given.
-
-    Error: ReleaseError naming the file that is missing, added or altered, or saying that the signature is not of that key.
-    Without `public_key` the key is the manifest's own: that shows that nothing was altered after signing, not who signed.
-    """
-    try:
-        content = (folder / MANIFEST).read_bytes()
-        signature = (folder / SIGNATURE).read_bytes().decode("ascii")
-        manifest: dict[str, Any] = json.loads(content)
-        files, own_key = dict(manifest["files"]), str(manifest["public_key"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = getattr(error, "strerror", None) or f"not as a release has it ({type(error).__name__})"
-        raise ReleaseError(f"{str(folder)!r} is no release: {MANIFEST} or {SIGNATURE} cannot be read: {why}.") from None
-    if manifest.get("schema") != SCHEMA:
-        rule = f"is not {SCHEMA!r}"
-        raise ReleaseError(bad_value(f"{MANIFEST}: schema", manifest.get("schema"), rule, "use the version that wrote it"))
-    key = read_verifying_key(public_key or own_key, "--public-key" if public_key else MANIFEST)
-    if not is_signed(key, signature, content) or signature != signature.strip().lower() + "\n":
-        raise ReleaseError(f"{MANIFEST} or {SIGNATURE} was altered, or signed with another key: the signature does not fit.")
-    _compare(folder, files)
-    return manifest
-
-
-def _compare(folder: Path, files: Mapping[str, str]) -> None:
-    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
-    extra = sorted(there.keys() - files.keys() - {MANIFEST, SIGNATURE})
-    if extra:
-        raise ReleaseError(f"{extra[0]} is no part of this release ({len(extra)} such in all); it was added after signing.")
-    for name, digest in sorted(files.items()):
-        if name not in there:
-            raise ReleaseError(f"{name} is missing from this release.")
-        if there[name].is_symlink() or sha256_of(there[name]) != digest:
-            raise ReleaseError(f"{name} was altered after this release was signed.")
 
 
 def _write(part: Path, source: Source, people: People, key: Ed25519PrivateKey, checks: list[Check]) -> None:

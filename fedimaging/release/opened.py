@@ -13,10 +13,10 @@ from fedimaging.errors import ReleaseError
 from fedimaging.files import sha256_of
 from fedimaging.release.export import rebuilt
 from fedimaging.release.features import input_features
-from fedimaging.release.folder import MANIFEST, MODEL, verify
 from fedimaging.release.inference import Prepare, probabilities
 from fedimaging.release.reference import outputs_and_features
 from fedimaging.release.strangeness import quantiles
+from fedimaging.release.verify import MANIFEST, MODEL, verify
 from fedimaging.study.load import load
 from fedimaging.study.schema import Study
 from fedimaging.training.tasks import make_task

@@ -5,7 +5,6 @@ The results are written where the images are, for those who may see them: predic
 """
 
 import csv
-import hashlib
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +17,10 @@ import numpy as np
 from fedimaging.data.manifest import read_table
 from fedimaging.errors import DataError
 from fedimaging.files import sha256_of, write_text
+from fedimaging.release.explained import write_map
 from fedimaging.release.inference import find_images, write_mask
 from fedimaging.release.opened import Predicted, Release
+from fedimaging.release.trace import content_hash
 from fedimaging.site.audit_log import AuditLog, read
 
 LOG, TABLE = "predictions.log", "predictions.csv"
@@ -51,8 +52,11 @@ def images_in(release: Release, given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def predict(release: Release, images: Sequence[Path], out: Path, say: Callable[[str], None]) -> list[Result]:
-    """Predict every image, append to OUT/predictions.log, and write OUT/predictions.csv (and OUT/masks/ of a segmentation).
+def predict(
+    release: Release, images: Sequence[Path], out: Path, say: Callable[[str], None], *, maps: bool = True
+) -> list[Result]:
+    """Predict every image, append to OUT/predictions.log, and write OUT/predictions.csv, with `maps` OUT/maps/ (what speaks for
+    the answer, or where a segmentation is unsure) and OUT/masks/ of a segmentation; files are named by their image's sha256.
 
     An image that cannot be read has a `fault` and stops nobody else. Errors: RunError where `out` cannot be written;
     LedgerError for a log that was altered.
@@ -62,7 +66,7 @@ def predict(release: Release, images: Sequence[Path], out: Path, say: Callable[[
     results = []
     for path in images:
         try:
-            facts = _one(release, path, out)
+            facts = _one(release, path, out, maps=maps)
         except DataError as error:
             results.append(Result(path, None, {}, str(error)))
         else:
@@ -72,14 +76,6 @@ def predict(release: Release, images: Sequence[Path], out: Path, say: Callable[[
         say(words(release, results[-1]))
     write_text(out / TABLE, _table(release, results))
     return results
-
-
-def content_hash(path: Path) -> str:
-    """sha256 of an image; of a folder (a DICOM series), over the names and contents of its files."""
-    if not path.is_dir():
-        return sha256_of(path)
-    parts = [f"{file.name} {sha256_of(file)}\n" for file in sorted(path.iterdir()) if file.is_file()]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def words(release: Release, result: Result) -> str:
@@ -94,22 +90,25 @@ def words(release: Release, result: Result) -> str:
     return f"{result.path}: {shown}{point}{flag} (line {result.line})"
 
 
-def _one(release: Release, path: Path, out: Path) -> dict[str, Any]:
+def _one(release: Release, path: Path, out: Path, *, maps: bool) -> dict[str, Any]:
     """What the log says of one image. Error: DataError."""
     image, scan = release.prepare.both(path)
     found = release.predict(image[None])
     strange = float(found.strangeness[0])
     known = not math.isnan(strange)
-    facts = {
+    facts: dict[str, Any] = {
         "image_sha256": content_hash(path), "release_sha256": release.sha256, "model_sha256": release.manifest["model_sha256"],
         "study_fingerprint": release.manifest["study_fingerprint"],
         "strangeness": round(strange, 6) if known else None, "flagged": known and strange > release.flag_above,
         "calibrated": release.calibration is not None,
     }
+    name = facts["image_sha256"][:16]
+    if maps:
+        facts["map"] = write_map(release, image, found.probability[0], out / "maps" / f"{name}.png")
     if release.study.task.kind != "segmentation":
         return facts | _classified(release, found)
     labels = found.probability[0].argmax(0)
-    mask = write_mask(labels, scan, release.prepare.spec.model_dump(mode="json"), out / "masks", facts["image_sha256"][:16])
+    mask = write_mask(labels, scan, release.prepare.spec.model_dump(mode="json"), out / "masks", name)
     counts = np.bincount(labels.ravel(), minlength=len(release.class_names))
     return facts | {"voxels": dict(zip(release.class_names, counts.tolist(), strict=True)), "mask_sha256": sha256_of(mask)}
 

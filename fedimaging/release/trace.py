@@ -1,5 +1,6 @@
 """`fedimaging trace`: from one line of a log of predictions back to the model, its people, its study and its ledgers."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,9 +8,16 @@ from typing import Any
 
 from fedimaging.errors import ReleaseError
 from fedimaging.files import sha256_of
-from fedimaging.release.folder import MANIFEST
-from fedimaging.release.predict import content_hash
+from fedimaging.release.verify import MANIFEST
 from fedimaging.site.audit_log import read
+
+
+def content_hash(path: Path) -> str:
+    """sha256 of an image; of a folder (a DICOM series), over the names and contents of its files."""
+    if not path.is_dir():
+        return sha256_of(path)
+    parts = [f"{file.name} {sha256_of(file)}\n" for file in sorted(path.iterdir()) if file.is_file()]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def trace(folder: Path, manifest: Mapping[str, Any], log: Path, what: str) -> list[str]:
@@ -46,12 +54,14 @@ def _line_of(events: Sequence[Mapping[str, Any]], log: Path, what: str) -> int:
 def _prediction_lines(event: Mapping[str, Any], number: int, total: int) -> list[str]:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(event["time"]))
     values = event.get("probabilities") or event.get("voxels") or {}
+    shown = event.get("map")
     strange = "unknown" if event["strangeness"] is None else f"{event['strangeness']:.4f}"
     return [
         f"prediction: line {number} of {total}, {when}, the log is in order (its hash {event['hash']})",
         f"image: sha256 {event['image_sha256']}; strangeness {strange}{', FLAGGED' if event['flagged'] else ''}",
         f"said: {', '.join(f'{name} {value}' for name, value in values.items())}"
         + ("" if event.get("positive") is None else f"; positive: {event['positive']}"),
+        *([f"map: {shown['method']}, for {shown['of'] or 'all classes'}, sha256 {shown['sha256']}"] if shown else []),
     ]
 
 

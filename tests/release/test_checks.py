@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fedimaging.cli import app
 from fedimaging.errors import ReleaseError
-from fedimaging.release.checks import parse_waivers, worst_external
+from fedimaging.release.checks import calibration_error, parse_waivers, worst_external
 from fedimaging.release.folder import release
 from fedimaging.release.signing import make_signing_key
 from fedimaging.study.load import load
@@ -56,6 +56,23 @@ def test_a_limit_of_the_study_refuses_and_a_waiver_is_kept(run: Path, limits: di
         text = (folder / card).read_text(encoding="utf-8")
         assert f"Released although a check failed: {name}" in text
         assert f"Waived by {PEOPLE.approved_by}: seen by the board on Monday" in text
+
+
+def test_what_was_not_measured_fails_a_check(run: Path) -> None:
+    set_limits(run, minimum_external=0.1, largest_subgroup_gap=0.9, largest_calibration_error=0.9)
+    change(run / "report.json", lambda report: report.update(held_out={}, group_gaps={}, calibration=None))
+    said = refused(run)
+    for name, limit in (("external", 0.1), ("subgroup_gap", 0.9), ("calibration_error", 0.9)):
+        assert f"{name}: not measured is not {limit:.4f}" in said
+
+
+def test_calibration_counts_after_the_temperature() -> None:
+    def tables(value: float) -> dict[str, Any]:
+        return {"test": {"ece": {"value": value}}}
+
+    assert calibration_error({"calibration": {"before": tables(0.3), "after": None}}) == 0.3
+    assert calibration_error({"calibration": {"before": tables(0.3), "after": tables(0.1)}}) == 0.1
+    assert calibration_error({"calibration": {"before": {"test": None}, "after": None}}) is None
 
 
 def test_all_failed_checks_are_listed_at_once(run: Path) -> None:

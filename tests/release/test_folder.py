@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedimaging.errors import ReleaseError
 from fedimaging.files import sha256_of
 from fedimaging.release.card import People
-from fedimaging.release.folder import SCHEMA, release, verify
+from fedimaging.release.folder import release
 from fedimaging.release.signing import public_text
+from fedimaging.release.verify import SCHEMA, verify
 from fedimaging.study.load import load
 from tests.release.conftest import KEY, PEOPLE, Planted
 

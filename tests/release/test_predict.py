@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 from fedimaging.cli import app
 from fedimaging.errors import DataError, LedgerError, ReleaseError
 from fedimaging.files import sha256_of
-from fedimaging.release.folder import release, verify
+from fedimaging.release.folder import release
 from fedimaging.release.opened import Release, open_release
 from fedimaging.release.predict import LOG, TABLE, images_in, predict
 from fedimaging.release.source import open_run
 from fedimaging.release.trace import trace
+from fedimaging.release.verify import verify
 from fedimaging.site import audit_log
 from tests.release.conftest import KEY, PEOPLE, Planted, change
 
@@ -45,7 +46,7 @@ def test_probabilities_are_the_scores_of_the_run(opened: Release, finished: Path
     source = open_run(finished)
     with torch.no_grad():
         scores = source.bench.task.scores(source.bench.model(torch.from_numpy(np.array(source.dataset.images)))).numpy()
-    results = predict(opened, planted.images[:20], tmp_path, quiet)
+    results = predict(opened, planted.images[:20], tmp_path, quiet, maps=False)
     found = [[r.facts["probabilities"][name] for name in ("no lesion", "lesion")] for r in results]
     assert np.abs(np.array(found) - scores[:20]).max() < 1e-6
     assert [r.facts["predicted"] for r in results] == [["no lesion", "lesion"][k : k + 1] for k in scores[:20].argmax(1)]
@@ -53,7 +54,7 @@ def test_probabilities_are_the_scores_of_the_run(opened: Release, finished: Path
 
 def test_noise_is_flagged_and_phantoms_are_not(opened: Release, planted: Planted, tmp_path: Path) -> None:
     images = [*planted.images[:100], *noise_images(tmp_path / "noise", 10)]
-    flagged = [result.facts["flagged"] for result in predict(opened, images, tmp_path / "out", quiet)]
+    flagged = [result.facts["flagged"] for result in predict(opened, images, tmp_path / "out", quiet, maps=False)]
     assert all(flagged[100:])
     assert sum(flagged[:100]) <= 2
 
@@ -61,7 +62,7 @@ def test_noise_is_flagged_and_phantoms_are_not(opened: Release, planted: Planted
 def test_a_model_without_enough_test_patients_flags_nothing_and_says_so(released: Path, planted: Planted, tmp_path: Path) -> None:
     opened = open_release(released)
     opened.reference["strangeness"].update(input=None, features=None)  # type: ignore[attr-defined]
-    facts = predict(opened, planted.images[:1], tmp_path, quiet)[0].facts
+    facts = predict(opened, planted.images[:1], tmp_path, quiet, maps=False)[0].facts
     assert (facts["strangeness"], facts["flagged"]) == (None, False)
 
 
@@ -76,7 +77,7 @@ def test_probabilities_are_calibrated_and_the_operating_point_is_not(run: Path, 
         "aim": "sensitivity", "target": 0.9, "threshold": threshold, "from": "scores", "validation": {"n_patients": 3},
     }))  # fmt: skip
     opened = open_release(release(run, PEOPLE, KEY, {}, tmp_path / "second"))
-    facts = predict(opened, planted.images[:1], tmp_path / "out", quiet)[0].facts
+    facts = predict(opened, planted.images[:1], tmp_path / "out", quiet, maps=False)[0].facts
     assert facts["calibrated"]
     assert np.log(facts["probabilities"]["lesion"] / facts["probabilities"]["no lesion"]) == pytest.approx(odds / 4, rel=1e-6)
     assert facts["positive"] is True
@@ -108,7 +109,7 @@ def test_images_come_from_files_folders_and_manifests(opened: Release, planted: 
     with pytest.raises(DataError, match="is missing"):
         images_in(opened, [tmp_path / "nothing.png"])
     (tmp_path / "empty").mkdir()
-    nothing = predict(opened, images_in(opened, [tmp_path / "empty"]), tmp_path / "out", quiet)[0]
+    nothing = predict(opened, images_in(opened, [tmp_path / "empty"]), tmp_path / "out", quiet, maps=False)[0]
     assert nothing.fault is not None
     assert "holds no DICOM file" in nothing.fault
 
@@ -124,8 +125,8 @@ def test_a_release_that_was_altered_predicts_nothing(released: Path, planted: Pl
 def test_any_prediction_is_traced_to_model_people_study_and_ledgers(
     opened: Release, released: Path, planted: Planted, tmp_path: Path
 ) -> None:
-    predict(opened, planted.images[:3], tmp_path, quiet)
-    predict(opened, planted.images[3:5], tmp_path, quiet)  # the log goes on
+    predict(opened, planted.images[:3], tmp_path, quiet, maps=False)
+    predict(opened, planted.images[3:5], tmp_path, quiet, maps=False)  # the log goes on
     manifest = verify(released)
     lines = trace(released, manifest, tmp_path / LOG, "4")
     assert lines == trace(released, manifest, tmp_path / LOG, str(planted.images[3]))
@@ -148,7 +149,7 @@ def test_any_prediction_is_traced_to_model_people_study_and_ledgers(
 def test_a_log_that_was_altered_or_of_another_release_is_not_believed(
     opened: Release, released: Path, run: Path, planted: Planted, tmp_path: Path
 ) -> None:
-    predict(opened, planted.images[:2], tmp_path, quiet)
+    predict(opened, planted.images[:2], tmp_path, quiet, maps=False)
     other = release(run, PEOPLE, KEY, {}, tmp_path / "other")
     with pytest.raises(ReleaseError, match="predicted by another release"):
         trace(other, verify(other), tmp_path / LOG, "1")
@@ -157,11 +158,23 @@ def test_a_log_that_was_altered_or_of_another_release_is_not_believed(
     with pytest.raises(LedgerError, match="line 1 breaks the hash chain"):
         trace(released, verify(released), tmp_path / LOG, "2")
     with pytest.raises(LedgerError, match="breaks the hash chain"):
-        predict(opened, planted.images[:1], tmp_path, quiet)
+        predict(opened, planted.images[:1], tmp_path, quiet, maps=False)
+
+
+def test_each_prediction_has_a_map_that_the_log_knows(opened: Release, planted: Planted, tmp_path: Path) -> None:
+    results = predict(opened, planted.images[:2], tmp_path, quiet)
+    for result in results:
+        path = tmp_path / "maps" / f"{result.facts['image_sha256'][:16]}.png"
+        assert sha256_of(path) == result.facts["map"]["sha256"]
+        assert [result.facts["map"]["of"]] == result.facts["predicted"]
+        with Image.open(path) as picture:
+            assert picture.width > 2 * 300
+    line = trace(opened.folder, opened.manifest, tmp_path / LOG, "2")[3]
+    assert line == f"map: {results[1].facts['map']['method']}, for {results[1].facts['map']['of']}, sha256 {sha256_of(path)}"
 
 
 def test_the_log_names_no_file(opened: Release, planted: Planted, tmp_path: Path) -> None:
-    predict(opened, planted.images[:3], tmp_path, quiet)
+    predict(opened, planted.images[:3], tmp_path, quiet, maps=False)
     text = (tmp_path / LOG).read_text(encoding="utf-8")
     assert not any(word in text for word in planted.words)
     first: dict[str, Any] = json.loads(text.split("\n")[0])

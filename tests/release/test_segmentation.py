@@ -52,6 +52,8 @@ def test_masks_are_written_and_counted(segmenting: Path, tmp_path: Path) -> None
     result = predict(opened, [tmp_path / "large.png"], tmp_path / "out", quiet)[0]
     mask_file = next((tmp_path / "out" / "masks").iterdir())
     mask = np.asarray(Image.open(mask_file))
+    assert result.facts["map"]["method"] == "uncertainty"
+    assert result.facts["map"]["sha256"] == sha256_of(next((tmp_path / "out" / "maps").iterdir()))
     assert mask.shape == (32, 32)
     assert set(np.unique(mask)) <= {0, 1}
     assert result.facts["mask_sha256"] == sha256_of(mask_file)
