@@ -101,7 +101,7 @@ class SiteCalibration:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One line of `rounds.jsonl`."""
+    """One line of `rounds.jsonl`. `weights`: of each hospital in the mean, where they are no public constants."""
 
     round: int
     sites: tuple[str, ...]
@@ -112,6 +112,7 @@ class RoundResult:
     update_norm: float
     seconds: Mapping[str, float]
     bytes_per_site: int
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """As a plain dictionary."""

@@ -53,6 +53,10 @@ def build_client_app(open_site: OpenSite, refused: Callable[[str], None] = lambd
     def calibrate(message: Message, context: Context) -> Message:
         return answer(message, context, _calibrate)
 
+    @app.evaluate("personal")
+    def evaluate_personal(message: Message, context: Context) -> Message:
+        return answer(message, context, lambda site, content: _evaluate(site, content, final=True, personal=True))
+
     return app
 
 
@@ -65,8 +69,8 @@ def _train(site: Site, content: RecordDict) -> RecordDict:
     return wire.write_update(site.train(wire.read_instruction(content)))
 
 
-def _evaluate(site: Site, content: RecordDict, *, final: bool) -> RecordDict:
-    return wire.write_evaluation(site.evaluate(wire.read_instruction(content), final=final))
+def _evaluate(site: Site, content: RecordDict, *, final: bool, personal: bool = False) -> RecordDict:
+    return wire.write_evaluation(site.evaluate(wire.read_instruction(content), final=final, personal=personal))
 
 
 def _calibrate(site: Site, content: RecordDict) -> RecordDict:

@@ -8,13 +8,14 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedimaging.aggregation.cohort import cohort
+from fedimaging.aggregation.fairness import Factors, next_factors, risks_of, weighed
 from fedimaging.aggregation.mean import StreamingMean, l2_norm
 from fedimaging.aggregation.noise_limit import update_scale
 from fedimaging.aggregation.server_optimizers import Moments, first_moments, server_step
@@ -28,12 +29,14 @@ from fedimaging.study.schema import FederationSpec, Study
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that a resumed run needs: the round done, shared weights float32 (P,), and the server's moments."""
+    """All that a resumed run needs: the round done, shared weights float32 (P,), the server's moments, and what fairness
+    multiplies each hospital's public weight by (`aggregation/fairness.py`)."""
 
     round: int
     weights: np.ndarray
     moments: Moments = field(default_factory=dict)
     recent: tuple[np.ndarray, ...] = ()
+    factors: Factors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,10 @@ class Federation:
     mean_for: Callable[[int, int], StreamingMean | PrivateMean] | None = None
     update_noise: Mapping[str, float] = field(default_factory=dict)
 
-    def update_scale(self, sites: Collection[str]) -> float:
-        """What the mean update of these hospitals is multiplied by; see `noise_limit.py`."""
-        return update_scale(self.study.federation.noise_limit, self.update_noise, self.public_weights, sites)
+    def update_scale(self, sites: Collection[str], weights: Mapping[str, float] | None = None) -> float:
+        """What the mean update of these hospitals is multiplied by; see `noise_limit.py`. weights: None for the public ones."""
+        given = self.public_weights if weights is None else weights
+        return update_scale(self.study.federation.noise_limit, self.update_noise, given, sites)
 
 
 class TooFewReplies(RunError):
@@ -90,11 +94,11 @@ def run_round(grid: Grid, federation: Federation, nodes: Mapping[str, int], stat
     spec, number, began = federation.study.federation, state.round + 1, time.monotonic()
     chosen = cohort(federation.train_sites, spec.sites_per_round, seed=federation.study.seed, round=number)
     refused: dict[str, str] = {}
-    mean = _mean_of(federation, number, len(chosen))
+    mean, weight_of = _mean_of(federation, number, len(chosen)), weighed(federation.public_weights, state.factors)
     done = []
     for update in _updates(grid, federation, nodes, chosen, TrainInstruction(
         federation.study.fingerprint, number, state.weights), refused):
-        mean.add(update.delta, federation.public_weights[update.site])
+        mean.add(update.delta, weight_of[update.site])
         done.append(update.site)
         federation.progress("trained", {"round": number, "site": update.site, "done": len(done), "of": len(chosen)})
         del update  # or it would be held while the next hospital trains
@@ -106,11 +110,12 @@ def run_round(grid: Grid, federation: Federation, nodes: Mapping[str, int], stat
             f"are needed ({codes}); see the audit log of these hospitals.", refused,
         )
     update_mean = mean.result()
-    update_mean *= federation.update_scale(done)
+    update_mean *= federation.update_scale(done, weight_of)
     weights, moments = server_step(state.weights, update_mean, state.moments, spec)
     new = ServerState(number, weights, moments, _recent(state, weights, spec))
     trained = time.monotonic()
     evaluations = _evaluate_if_due(grid, federation, nodes, new)
+    new = replace(new, factors=_factors(federation, state.factors, evaluations))
     result = RoundResult(
         round=number,
         sites=tuple(done),
@@ -121,8 +126,17 @@ def run_round(grid: Grid, federation: Federation, nodes: Mapping[str, int], stat
         update_norm=l2_norm(update_mean),
         seconds={"training": trained - began, "evaluation": time.monotonic() - trained},
         bytes_per_site=2 * state.weights.nbytes,
+        weights={site: weight_of[site] for site in done} if state.factors else {},
     )
     return new, result, evaluations
+
+
+def _factors(federation: Federation, before: Factors, evaluations: list[SiteEvaluation]) -> Factors:
+    """For the next round, from what the hospitals let leave of this round's evaluation."""
+    metric = "dice" if federation.study.task.kind == "segmentation" else "auroc"
+    return next_factors(
+        federation.study.federation.fairness, before, risks_of(evaluations, metric), federation.public_weights
+    )
 
 
 def _recent(state: ServerState, weights: np.ndarray, spec: FederationSpec) -> tuple[np.ndarray, ...]:
@@ -152,11 +166,11 @@ def final_weights(state: ServerState) -> np.ndarray:
 
 def evaluate_everywhere(
     grid: Grid, federation: Federation, nodes: Mapping[str, int], round: int, weights: np.ndarray, *, final: bool,
-    sites: tuple[str, ...] | None = None,
+    sites: tuple[str, ...] | None = None, personal: bool = False,
 ) -> list[SiteEvaluation]:
-    """The evaluation of these weights at `sites` (default: every evaluating hospital), in name order; hospitals that
-    refuse are left out."""
-    kind = "evaluate.final" if final else "evaluate"
+    """The evaluation of these weights, or (`personal`) of each hospital's own model after them, at `sites` (default: every
+    evaluating hospital), in name order; hospitals that refuse are left out."""
+    kind = "evaluate.personal" if personal else "evaluate.final" if final else "evaluate"
     content = wire.write_instruction(TrainInstruction(federation.study.fingerprint, round, weights))
     names = {node: site for site, node in nodes.items()}
     evaluations = []

@@ -26,12 +26,14 @@ def build_server_app(
     on_end: Callable[[ServerState, list[SiteEvaluation]], None],
     join: Join = enrol_once,
     on_calibrated: OnCalibrated | None = None,
+    on_personal: Callable[[list[SiteEvaluation]], None] | None = None,
 ) -> ServerApp:
     """A ServerApp that starts after `start.round`. `join` finds the hospitals, before every round.
 
     `on_round` is called after every round, before the next one begins: what it makes durable is what a resumed run
     starts from. `on_end` gets the last state and the full evaluation of the final model; before it, where the study asks for
-    a calibration, `on_calibrated` gets what hospitals released for it, and the codes of those that did not.
+    a calibration, `on_calibrated` gets what hospitals released for it, and the codes of those that did not; and `on_personal`,
+    where it has `personalisation`, the evaluations of the training hospitals' own models.
     """
     app = ServerApp()
 
@@ -47,6 +49,10 @@ def build_server_app(
             evaluations = evaluate_everywhere(grid, federation, nodes, state.round, final_weights(state), final=True)
         if on_calibrated is not None and federation.study.evaluation.calibration != "none":
             on_calibrated(*calibrate_everywhere(grid, federation, nodes, state.round, final_weights(state)))
+        if on_personal is not None and federation.study.personalisation.kind != "none":
+            trained = tuple(sorted(set(federation.train_sites) & set(federation.evaluate_sites)))
+            on_personal(evaluate_everywhere(
+                grid, federation, nodes, state.round, final_weights(state), final=True, sites=trained, personal=True))
         on_end(state, evaluations)
 
     return app

@@ -4,7 +4,8 @@ Source: Abadi et al. 2016; the constant denominator and the noise on empty draws
 project's privacy notes: dividing by the drawn number would leak it and change the sensitivity.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,12 @@ class DpPlan:
 
     Each of `rounds` rounds takes `steps_per_round` steps; each step draws every one of `n_units` units with
     probability `sample_rate` and releases (sum of clipped unit gradients + N(0, (noise_multiplier * clip_norm)²))
-    / denominator, with denominator = sample_rate * n_units, whatever was drawn. `engine` and `memory_mb` say how the
+    / denominator, a public constant (sample_rate * n_units), whatever was drawn. `engine` and `memory_mb` say how the
     sum is computed and change nothing else. `scans_per_patient`, for unit "record" only: the declared upper bound of
     records of one patient here, by which the claim can be read for a whole patient; None where nobody declared one.
+    `relative_rates`: where groups of units are drawn less often than `sample_rate`, each group's rate over it, at most 1, and
+    that of a unit of no group under ""; empty where all are drawn alike. The charge is at `sample_rate`, the largest: a thinner
+    draw never costs more. `mean_relative`: of these rates over all units, by public shares; it is in the denominator.
     `noise_share`: below 1 only in a simulation of an ideal secure sum, where the other hospitals add the rest of the
     noise; the charge then is that of the sum.
     """
@@ -43,11 +47,18 @@ class DpPlan:
     memory_mb: float | None = None
     scans_per_patient: int | None = None
     noise_share: float = 1.0
+    relative_rates: Mapping[str, float] = field(default_factory=dict)
+    mean_relative: float = 1.0
+
+    def __post_init__(self) -> None:
+        rates = [*self.relative_rates.values(), self.mean_relative]
+        if not all(0 < rate <= 1 for rate in rates):
+            raise PrivacyError(bad_value("relative_rates", dict(self.relative_rates), "must lie above 0 and at most at 1"))
 
     @property
     def denominator(self) -> float:
-        """The expected number of drawn units, q N."""
-        return self.sample_rate * self.n_units
+        """The expected number of drawn units, q N (by public shares, where groups are drawn unlike)."""
+        return self.sample_rate * self.n_units * self.mean_relative
 
     def charge(self, steps: int | None = None) -> Charge:
         """What `steps` steps cost (None: one round), for the accountant and the ledger."""

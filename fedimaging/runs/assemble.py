@@ -10,6 +10,7 @@ from fedimaging.errors import StudyError, unknown_name
 from fedimaging.federated.local_only import LocalModel
 from fedimaging.results import SiteEvaluation
 from fedimaging.runs import machine
+from fedimaging.runs.fairness_facts import steering_words
 from fedimaging.runs.metric_tables import Table, metric_table, release_words
 from fedimaging.site.simulated import SimulatedFederation, open_simulated_site
 from fedimaging.study.schema import Study
@@ -188,6 +189,7 @@ def _privacy(study: Study, facts: Mapping[str, Any]) -> dict[str, Any] | None:
     unit = study.privacy.unit
     not_protected = [
         *([release_words(study.policy)] if study.policy.release_evaluation in ("coarsened", "metrics", "scores") else []),
+        *([steering_words(study)] if steering_words(study) else []),
         *NOT_PROTECTED[:3],
         "Simulated noise follows from the study's seed so that runs can be repeated: whoever knows the seed can remove it. "
         "Hospitals use a cryptographic generator instead.",

@@ -31,7 +31,8 @@ def train_federation(
     target: Target, federation: SimulatedFederation, *, workers: int, on_update: OnUpdate | None = None,
     open_site: OpenSite = open_simulated_site,
 ) -> np.ndarray:
-    """Train `federation` in its own folder to the last round, without evaluations; returns the final weights (P,).
+    """Train `federation` in its own folder to the last round; returns the final weights (P,). Without evaluations, unless the
+    hospitals' weights follow them.
 
     Error: RunError as in any run. The folder must be new: ledgers refuse to repeat a round.
     """
@@ -41,6 +42,7 @@ def train_federation(
     federation.folder.mkdir(parents=True, exist_ok=True)
     federation.save()
     ends: list[ServerState] = []
+    steering = federation.test_names if study.federation.fairness.kind != "none" else ()
 
     def on_round(state: ServerState, result: RoundResult) -> None:
         tap.weights = state.weights
@@ -50,7 +52,7 @@ def train_federation(
 
     server = build_server_app(
         Federation(
-            study=study, train_sites=federation.train_names, evaluate_sites=(),
+            study=study, train_sites=federation.train_names, evaluate_sites=steering,
             public_weights=hospitals.public_weights(federation, target.dataset), model_fingerprint=target.bench.fingerprint,
             planned_epsilon=lambda site, round: float("nan"), progress=tap.event, total_metrics=lambda evaluations: {},
             update_noise=hospitals.public_noise(federation),

@@ -16,6 +16,7 @@ from fedimaging.privacy.released_metrics import release_charge
 from fedimaging.site.plan import charges_of, inverse_noise, prepare_data, private_plan, update_noise
 from fedimaging.site.simulated import SimulatedFederation
 from fedimaging.study.schema import Study
+from fedimaging.training.balance import check_column
 
 _LEAST_BUDGET = 0.01  # a budget is above 0, also where the noise is so great that the plan costs nothing at this delta
 # A simulated hospital's own budget is above the study's plan, for rounds repeated after a crash are charged again.
@@ -30,6 +31,8 @@ def load_data(study: Study) -> Dataset:
 
 def make_federation(study: Study, dataset: Dataset, folder: Path, device: str) -> SimulatedFederation:
     """Hospitals with their rows, plans and budgets. Errors: StudyError, DataError, PrivacyError."""
+    if study.training.balance is not None:
+        check_column(study.training.balance, dataset.columns)
     site = assign(dataset, study.hospitals, dataset.labels)
     takes_part = site != ""
     names = tuple(sorted(set(site[takes_part].tolist())))
@@ -174,6 +177,13 @@ def local_only(federation: SimulatedFederation) -> SimulatedFederation:
         charges = [*(planned_charges(study, plan, plan.rounds) if plan else []), *tried]
         budgets[name] = replace(budget, epsilon=max(budget.epsilon, _room(charges, study, plan, budget.delta)))
     return replace(arm, budgets=budgets)
+
+
+def all_shared(federation: SimulatedFederation) -> SimulatedFederation:
+    """The same hospitals where no layer stays at home: what `federation.local_parameters` is set beside."""
+    spec = federation.study.federation.model_copy(update={"local_parameters": "none"})
+    study = federation.study.model_copy(update={"federation": spec})
+    return replace(federation, folder=federation.folder / "baselines" / "all_shared", arm="all_shared", study=study)
 
 
 def public_weights(federation: SimulatedFederation, dataset: Dataset) -> dict[str, float]:

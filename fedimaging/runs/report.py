@@ -18,7 +18,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedimaging.errors import RunError, bad_value
 from fedimaging.files import write_text
-from fedimaging.runs import report_compare, report_cost, report_evaluation, report_groups, report_tables, report_view
+from fedimaging.runs import (
+    report_compare,
+    report_cost,
+    report_evaluation,
+    report_groups,
+    report_personal,
+    report_tables,
+    report_view,
+)
 from fedimaging.runs.charts import interval_ruler, line_key, mark_key, share_key
 from fedimaging.runs.report_curves import curves
 from fedimaging.runs.report_pictures import embed, examples, map_notes
@@ -69,6 +77,7 @@ def _results(report: Mapping[str, Any]) -> dict[str, Any]:
         "metric": metric_words(report_view.primary_metric(report)),
         "held_out": held_out, "held_out_ruler": interval_ruler(held_out_axis), "curves": curves(report),
         "groups": groups, "groups_ruler": interval_ruler(groups_axis),
+        "personal": report_personal.personal_section(report), "fairness": report_personal.fairness_section(report),
         "series": [name for name, _ in report_tables.baseline_series(report)],
         "compared": compared, "compared_ruler": interval_ruler(compared_axis),
         "evaluation": report_evaluation.evaluation_view(report), "metrics": report_tables.metric_table(report),

@@ -61,6 +61,7 @@ class RunDir:
         """Write the checkpoint by rename: a kill leaves the one before or this one, whole."""
         arrays = {f"moment.{name}": value for name, value in state.moments.items()}
         arrays |= {f"recent.{place:06d}": value for place, value in enumerate(state.recent)}
+        arrays |= {f"factor.{site}": np.array(value) for site, value in state.factors.items()}
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
@@ -90,7 +91,8 @@ class RunDir:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 moments = {n.removeprefix("moment."): kept[n] for n in kept.files if n.startswith("moment.")}
                 recent = tuple(kept[n] for n in sorted(kept.files) if n.startswith("recent."))
-                return ServerState(int(kept["round"]), kept["weights"], moments, recent)
+                factors = {n.removeprefix("factor."): float(kept[n]) for n in kept.files if n.startswith("factor.")}
+                return ServerState(int(kept["round"]), kept["weights"], moments, recent, factors)
         except (ValueError, KeyError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise RunError(f"checkpoint {str(path)!r} cannot be read ({error}); start the run in a new folder.") from None
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from fedimaging.results import SiteEvaluation
 from fedimaging.runs import assemble, machine
+from fedimaging.runs.fairness_facts import steering_words
 from fedimaging.study.schema import Study
 from fedimaging.training.workbench import Workbench
 
@@ -61,6 +62,7 @@ def _privacy(study: Study) -> dict[str, Any] | None:
         "not_protected": [
             "Test patients: each hospital's own policy says what leaves of an evaluation; metrics that are neither noised nor "
             "withheld carry no protection.",
+            *([steering_words(study)] if steering_words(study) else []),
             *assemble.NOT_PROTECTED,
         ],
         "engine": None,

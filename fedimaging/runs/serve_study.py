@@ -21,7 +21,9 @@ from fedimaging.federated.timing import pace
 from fedimaging.files import write_json
 from fedimaging.results import RoundResult, SiteCalibration, SiteEvaluation
 from fedimaging.runs import assemble
+from fedimaging.runs.fairness_facts import fairness_facts
 from fedimaging.runs.live import LiveView
+from fedimaging.runs.personal import personal_facts
 from fedimaging.runs.run_dir import RunDir
 from fedimaging.runs.serve import nodes_by_site
 from fedimaging.runs.serve_report import server_report
@@ -123,6 +125,7 @@ class _Serving:
     joined: bool = False
     ended: tuple[np.ndarray, list[SiteEvaluation]] | None = None
     tempering: dict[str, Any] | None = None
+    own: list[SiteEvaluation] = field(default_factory=list)
 
     def go(self) -> Path:
         bench = workbench_of(self.study, "cpu")
@@ -135,7 +138,7 @@ class _Serving:
             state = self.run.load_state(first_state(self.study, start), self.study.federation.rounds)
             self.view.arm("federated", state.round)
             app = build_server_app(self._federation(bench), state, self._on_round, self._on_end, self._join,
-                                   self._on_calibrated)
+                                   self._on_calibrated, self._on_personal)
             at = Deployment(self.folder.socket, self.folder.secret, self.folder.path, self.run.path / "flower_run")
             try:
                 largest = 4 * bench.shared_size + _REPLY_SLACK
@@ -208,6 +211,12 @@ class _Serving:
         self.folder.audit("calibrated", study=self.study.fingerprint, sites=[one.site for one in released], refused=refused)
         self.view.say(self.tempering["words"])
 
+    def _on_personal(self, evaluations: list[SiteEvaluation]) -> None:
+        self.own = evaluations
+
+    def _trained(self, evaluations: list[SiteEvaluation]) -> list[SiteEvaluation]:
+        return [e for e in evaluations if e.site in self.study.hospitals.training_sites]
+
     def _take_again(self, error: TooFewReplies) -> None:
         """A round that failed because hospitals were away is taken again; one that they refuse is not."""
         self.folder.audit("round_failed", study=self.study.fingerprint, refused=dict(error.refused))
@@ -239,6 +248,9 @@ class _Serving:
         facts = {**facts, "declared_patients": {name: site.patients for name, site in self.folder.sites().items()}}
         tree = server_report(self.study, bench, self.run.rounds(), self.ended[1], facts, time.monotonic() - self.began)
         means = private_means(self.study, self.run.path, simulated=False)
+        tree["fairness"] = fairness_facts(
+            self.study, _public_weights(self.study, self.folder), self.run.rounds(), on_validation=None)
+        tree["personalised"] = personal_facts(self.study, self._trained(self.ended[1]), self.own, [])
         tree["site_privacy"] = site_privacy_facts(self.study, means, len(self.study.hospitals.training_sites))
         tree["calibration"] = {"kind": self.study.task.kind, "tempering": self.tempering, "before": None, "after": None}
         write_calibration(self.run.path, self.tempering)

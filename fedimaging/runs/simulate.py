@@ -25,9 +25,11 @@ from fedimaging.results import RoundResult, SiteCalibration, SiteEvaluation
 from fedimaging.runs import assemble, groups, hospitals, machine
 from fedimaging.runs.beyond import evaluation_blocks
 from fedimaging.runs.calibration_tables import calibration_block
+from fedimaging.runs.fairness_facts import fairness_facts
 from fedimaging.runs.leave_one_out import LeftOut
 from fedimaging.runs.live import LiveView
 from fedimaging.runs.options import Options
+from fedimaging.runs.personal import personal_facts
 from fedimaging.runs.run_dir import RunDir
 from fedimaging.runs.site_privacy import private_means, site_privacy_facts
 from fedimaging.runs.tempering import check_tempering, tempering_facts, write_calibration
@@ -53,11 +55,12 @@ class _Run:
 
 @dataclass
 class _Arm:
-    """One trained arm: its final shared weights and what every hospital says of them."""
+    """One trained arm: its final shared weights and what every hospital says of them; `own`: of models of their own."""
 
     weights: np.ndarray
     evaluations: list[SiteEvaluation]
     tempering: dict[str, Any] | None = None
+    own: list[SiteEvaluation] = field(default_factory=list)
 
 
 def simulate(study: Study, out: Path, options: Options, view: LiveView) -> Path:
@@ -82,10 +85,11 @@ def simulate(study: Study, out: Path, options: Options, view: LiveView) -> Path:
         run.clock["start"] = time.monotonic() - began
         view.say(_first_words(run))
         federated = _train(run, run.federation, "federated", open_tracker(options.track, folder.path, study))
-        baselines = _baselines(run) if options.baselines else {}
+        baselines, alone = _baselines(run) if options.baselines else ({}, [])
+        personalised = _personalised(run, federated, alone)
         left_out = _leave_one_out(run) if options.leave_one_out else []
         run.clock["total"] = time.monotonic() - began
-        return _finish(run, federated, baselines, left_out)
+        return _finish(run, federated, baselines, personalised, left_out)
 
 
 def _more_is_asked(folder: RunDir, options: Options) -> bool:
@@ -144,6 +148,7 @@ def _train(run: _Run, federation: SimulatedFederation, label: str, tracker: Trac
     run.view.arm(label, state.round)
     ends: list[_Arm] = []
     tempering: list[dict[str, Any]] = []
+    own: list[SiteEvaluation] = []
 
     def on_round(state: ServerState, result: RoundResult) -> None:
         folder.append_round(result)
@@ -153,13 +158,13 @@ def _train(run: _Run, federation: SimulatedFederation, label: str, tracker: Trac
             tracker.round(result)
 
     def on_end(state: ServerState, evaluations: list[SiteEvaluation]) -> None:
-        ends.append(_Arm(final_weights(state), evaluations, tempering[-1] if tempering else None))
+        ends.append(_Arm(final_weights(state), evaluations, tempering[-1] if tempering else None, own))
 
     def on_calibrated(released: list[SiteCalibration], refused: dict[str, str]) -> None:
         tempering.append(tempering_facts(run.study, released, refused))
 
-    calibrate = on_calibrated if federation.arm == "federated" else None
-    app = build_server_app(_public(run, federation), state, on_round, on_end, on_calibrated=calibrate)
+    last = {"on_calibrated": on_calibrated, "on_personal": own.extend} if federation.arm == "federated" else {}
+    app = build_server_app(_public(run, federation), state, on_round, on_end, **last)
     _carry(run, app, federation)
     folder.save_weights(run.bench, ends[0].weights)
     if tracker is not None:
@@ -215,7 +220,8 @@ def _planned(federation: SimulatedFederation) -> Callable[[str, int], float]:
     return planned
 
 
-def _baselines(run: _Run) -> dict[str, Any]:
+def _baselines(run: _Run) -> tuple[dict[str, Any], list[SiteEvaluation]]:
+    """Their tables, and what each hospital's model that it trained alone gives at home."""
     began = time.monotonic()
     pooled = _train(run, hospitals.pooled(run.federation, run.dataset), "pooled")
     held_out = frozenset(run.study.hospitals.held_out)
@@ -224,7 +230,21 @@ def _baselines(run: _Run) -> dict[str, Any]:
     own = [e for model in models for e in model.evaluations if e.site == model.site]
     result["local_only"] = assemble.local_only_tables(run.study, models, held_out) | _group_tables(run, own)
     run.clock["baselines"] = time.monotonic() - began
-    return result
+    return result, own
+
+
+def _personalised(run: _Run, federated: _Arm, alone: list[SiteEvaluation]) -> dict[str, Any] | None:
+    """What own models give; where layers stay at the hospitals, with a run in which all travel beside it (`--baselines`)."""
+    trained = set(run.federation.train_names)
+    here = [e for e in federated.evaluations if e.site in trained]
+    if run.study.personalisation.kind != "none":
+        return personal_facts(run.study, here, federated.own, alone)
+    if run.study.federation.local_parameters == "none" or not run.options.baselines:
+        return None
+    federation = hospitals.all_shared(run.federation)
+    bench = shared_workbench(federation.study, federation.device)
+    shared = _train(replace(run, study=federation.study, bench=bench, federation=federation), federation, "all shared")
+    return personal_facts(run.study, [e for e in shared.evaluations if e.site in trained], here, alone)
 
 
 def _leave_one_out(run: _Run) -> list[LeftOut]:
@@ -286,7 +306,9 @@ def _first_words(run: _Run) -> str:
     )
 
 
-def _finish(run: _Run, federated: _Arm, baselines: Mapping[str, Any], left_out: Sequence[LeftOut]) -> Path:
+def _finish(
+    run: _Run, federated: _Arm, baselines: Mapping[str, Any], personalised: Mapping[str, Any] | None, left_out: Sequence[LeftOut]
+) -> Path:
     """Write pictures, report.json and report.html; a run is finished once report.json is there."""
     seconds = assemble.seconds(run.folder.rounds(), run.clock)
     tree = {
@@ -294,6 +316,10 @@ def _finish(run: _Run, federated: _Arm, baselines: Mapping[str, Any], left_out: 
         **_tables(run, federated.evaluations),
         "rounds": run.folder.rounds(),
         "baselines": dict(baselines),
+        "personalised": personalised,
+        "fairness": fairness_facts(
+            run.study, hospitals.public_weights(run.federation, run.dataset), run.folder.rounds(),
+            on_validation=bool((run.federation.validation_site >= 0).any())),
         "seconds": seconds,
         "bytes_per_round_per_site": 2 * 4 * run.bench.shared_size,
         "peak_memory_mb": machine.peak_memory_mb(),

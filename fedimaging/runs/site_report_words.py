@@ -8,6 +8,9 @@ EVALUATIONS = {
     "metrics": "evaluation: exact metrics", "coarsened": "evaluation: rounded metrics",
     "noised": "evaluation: counts with noise", "scores": "evaluation: scores of every scan",
     "calibration noised": "calibration: sums with noise", "calibration exact": "calibration: exact sums",
+    "own_metrics": "evaluation of the hospital's own model, which has no privacy: exact metrics",
+    "own_coarsened": "evaluation of the hospital's own model, which has no privacy: rounded metrics",
+    "own_scores": "evaluation of the hospital's own model, which has no privacy: scores of every scan",
 }
 
 CODES = {

@@ -24,6 +24,7 @@ from fedimaging.site.folder import SiteFolder
 from fedimaging.site.plan import prepare_data
 from fedimaging.study.load import validated
 from fedimaging.study.schema import Study
+from fedimaging.training.balance import check_column
 from fedimaging.training.workbench import SiteRecords, Workbench
 
 _LOG = logging.getLogger("fedimaging.site")
@@ -109,6 +110,8 @@ def read_own(folder: SiteFolder, study: Study) -> OwnRows:
     trains, task, spec = takes_part(study, folder.settings.name), study.task, own_spec(folder, study)
     masks = task.kind == "segmentation"
     whole = manifest.read_table(folder.manifest, spec.columns, task.columns, needs_mask=masks)
+    if study.training.balance is not None and trains:
+        check_column(study.training.balance, whole.values)
     cohort = _cohort(folder, study, whole.values)
     table = whole.only(cohort.keep)
     faults = manifest.problems_of(table, task.columns, task.classes, task.kind == "multilabel", needs_mask=masks)

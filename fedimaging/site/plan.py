@@ -1,6 +1,7 @@
 """What a study means at one hospital: which data it reads, the private plan of its rounds, and what all of them cost."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from fedimaging.errors import StudyError
 from fedimaging.privacy.budget import Charge
 from fedimaging.privacy.dpsgd import DpPlan, plan_for
 from fedimaging.privacy.released_metrics import release_charge
+from fedimaging.privacy.spec import PrivacySpec
 from fedimaging.privacy.units import group_units, most_records
 from fedimaging.study.schema import Study
+from fedimaging.training.balance import mean_relative, relative_rates
 
 
 def prepare_data(
@@ -40,19 +43,26 @@ def private_plan(study: Study, patient_ids: np.ndarray) -> DpPlan:
     if study.privacy is None:
         raise StudyError("privacy=None: a study without privacy has no private plan.")
     n_units = len(group_units(patient_ids, study.privacy.unit))
-    expected = min(study.training.batch_size, n_units)
-    return plan_for(
-        study.privacy, n_units, expected, study.training.steps(n_units / expected), study.federation.rounds,
-        most_records(patient_ids) if study.privacy.unit == "record" else None,
-    )
+    return _plan(study, study.privacy, n_units, most_records(patient_ids) if study.privacy.unit == "record" else None)
 
 
 def public_plan(study: Study, n_units: int) -> DpPlan:
     """The plan of a hospital that declares so many units, from public numbers alone. Errors: as `private_plan`."""
     if study.privacy is None:
         raise StudyError("privacy=None: a study without privacy has no noise to weigh by; use public_patients.")
-    expected = min(study.training.batch_size, n_units)
-    return plan_for(study.privacy, n_units, expected, study.training.steps(n_units / expected), study.federation.rounds)
+    return _plan(study, study.privacy, n_units)
+
+
+def _plan(study: Study, spec: PrivacySpec, n_units: int, scans_per_patient: int | None = None) -> DpPlan:
+    """Where groups are drawn unlike, noise and charge are those of the group that is drawn most often."""
+    expected, balance = min(study.training.batch_size, n_units), study.training.balance
+    largest = expected if balance is None else min(float(n_units), expected * max(balance.odds().values()))
+    plan = plan_for(
+        spec, n_units, largest, study.training.steps(n_units / expected), study.federation.rounds, scans_per_patient
+    )
+    if balance is None:
+        return plan
+    return replace(plan, relative_rates=relative_rates(balance), mean_relative=mean_relative(balance))
 
 
 def update_noise(study: Study, plan: DpPlan) -> float:

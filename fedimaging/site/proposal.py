@@ -14,6 +14,7 @@ from fedimaging.privacy.ledger import Ledger
 from fedimaging.site.approvals import record
 from fedimaging.site.folder import SiteFolder
 from fedimaging.site.own_data import OwnRows, read_own
+from fedimaging.site.personal import RELEASES
 from fedimaging.site.plan import charges_of, private_plan
 from fedimaging.site.policy import SitePolicy
 from fedimaging.site.record import rounded_up
@@ -177,6 +178,9 @@ def _privacy(proposal: Proposal) -> Iterator[tuple[str, str]]:
     if plan is not None:
         unit = "each patient, with all their scans," if plan.unit == "patient" else "each single scan (weaker)"
         yield "Privacy", f"{unit} counts as one; clipped at {plan.clip_norm:g}, noise multiplier {plan.noise_multiplier:.4g}"
+        if proposal.study.training.balance is not None:
+            column, rate = proposal.study.training.balance.column, plan.sample_rate
+            yield "Sampling", f"groups of {column!r} are drawn unlike; all are charged at the largest rate, {rate:.4g}"
     elif proposal.rows.trains:
         yield "Privacy", "NONE: the study trains without differential privacy; a model can give away what it was trained on"
     for one in proposal.spending:
@@ -203,5 +207,15 @@ def _leaves(proposal: Proposal) -> Iterator[tuple[str, str]]:
         update = "in every round the change of the model's numbers, as they are; "
     calibrates = proposal.rows.trains and proposal.study.evaluation.calibration != "none"
     tempered = "; " + CALIBRATION_WORDS[policy.release_calibration].format(noise=policy.calibration_noise_multiplier)
-    yield "Leaves", update + told + (tempered if calibrates else "")
-    yield "Stays", "images, masks, labels, patient ids, the manifest, this policy, the ledger, the log, the text of errors"
+    yield "Leaves", update + told + (tempered if calibrates else "") + _own_model(proposal)
+    own = "" if proposal.study.personalisation.kind == "none" else "this hospital's own model, "
+    yield "Stays", f"{own}images, masks, labels, patient ids, the manifest, this policy, the ledger, the log, the text of errors"
+
+
+def _own_model(proposal: Proposal) -> str:
+    """The study has each hospital fit a model of its own, without privacy: whether figures of it leave."""
+    if proposal.study.personalisation.kind == "none" or not proposal.rows.trains:
+        return ""
+    if proposal.policy.release_evaluation not in RELEASES:
+        return "; of this hospital's own model, nothing"
+    return "; the same of this hospital's own model, which is fitted WITHOUT privacy: no epsilon covers these figures"

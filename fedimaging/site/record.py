@@ -157,7 +157,8 @@ def _left(event: Mapping[str, Any]) -> Left | None:
     what = kinds.get(event["event"])
     if what is None:
         return None
-    how = "" if what == "update" else str(event.get("release", ""))
+    own = "own_" if event.get("model") == "personal" else ""
+    how = "" if what == "update" else own + str(event.get("release", ""))
     return Left(
         float(event["time"]), str(event["study"]), int(event["round"]), what, how, event.get("bytes"), event.get("norm"),
         event.get("epsilon"),

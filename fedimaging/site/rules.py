@@ -40,6 +40,8 @@ def _of_the_study(policy: SitePolicy, study: Study) -> Iterator[str]:
 def _of_training(policy: SitePolicy, study: Study, plan: DpPlan | None, patients: int) -> Iterator[str]:
     if patients < policy.minimum_patients:
         yield f"{patients} patients train here, fewer than minimum_patients={policy.minimum_patients}"
+    if study.personalisation.kind != "none":
+        yield from _above("personalisation.steps", study.personalisation.steps, policy.maximum_steps, "maximum_steps")
     if plan is None:
         if not policy.without_privacy:
             yield "the study trains without differential privacy, and without_privacy is false here"

@@ -7,7 +7,6 @@ clip, noise, budget) comes from the hospital's own copy of the study and its own
 import contextlib
 import hashlib
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import numpy as np
 
 from fedimaging.aggregation.mean import l2_norm
 from fedimaging.errors import LedgerError, PrivacyError, RunError, SiteRefusal
-from fedimaging.files import write_whole
 from fedimaging.privacy.accounting import bound_for
 from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.dpsgd import DpPlan
@@ -32,11 +30,14 @@ from fedimaging.site.calibration import calibration_totals, exact
 from fedimaging.site.checkpoint import Checkpoint, Kept
 from fedimaging.site.evaluation import KeptRelease, LastQuestion, evaluation_totals, noised_reply, plain_release, size_of
 from fedimaging.site.hours import within
+from fedimaging.site.kept_update import KeptUpdate, MadeUpdate
 from fedimaging.site.local_state import LocalState
+from fedimaging.site.personal import RELEASES, PersonalModel
 from fedimaging.site.policy import SitePolicy
 from fedimaging.site.rules import against
 from fedimaging.site.spent import CALIBRATION, EVALUATION, spent_by
 from fedimaging.study.schema import Study
+from fedimaging.training.balance import check_column
 from fedimaging.training.evaluate import Evaluated, evaluate
 from fedimaging.training.local import train_locally
 from fedimaging.training.workbench import SiteRecords, Workbench
@@ -91,7 +92,12 @@ class Site:
         self.fingerprint = self.study.fingerprint
         self.log = AuditLog(self.folder / "audit.jsonl", durable=self.durable)
         self.local = LocalState(self._state, self.bench)
+        self.personal = PersonalModel(
+            self._state, self.study, self.bench, self.train_records, f"{self.arm}/{self.study.seed}/{self.name}",
+            self._unless_stopped,
+        )
         self._checkpoint = Checkpoint(self._state, simulated=not self.durable)
+        self._kept_update = KeptUpdate(self._state, durable=self.durable)
         self._opened_ledger: Ledger | None = None
 
     def train(self, instruction: TrainInstruction) -> SiteUpdate:
@@ -109,42 +115,52 @@ class Site:
         self._check_declared()
         digest = hashlib.sha256(instruction.weights.tobytes()).hexdigest() if self.plan else ""
         with self._room():
-            release = self._released_before(instruction.round, digest)
+            release = self._kept_update.find(instruction.round, digest) if self.plan else None
             if release is None:
                 if not within(self.policy.train_hours, datetime.now()):
                     raise SiteRefusal("outside_hours", "asked to train outside the hours of this hospital's policy.")
                 release = self._train_and_charge(instruction, digest)
             if unfit := self._unfit(release.delta):
                 raise SiteRefusal(unfit)
+            if self.arm == "federated":  # a baseline has no own models
+                self.personal.beside(instruction.round, self.local.join(instruction.weights, before_round=instruction.round))
             self.log.write(
                 "released", study=self.fingerprint, round=instruction.round, bytes=release.delta.nbytes,
                 norm=l2_norm(release.delta), epsilon=release.epsilon,
             )
         return SiteUpdate(self.name, instruction.round, release.delta)
 
-    def evaluate(self, instruction: TrainInstruction, *, final: bool) -> SiteEvaluation:
+    def evaluate(self, instruction: TrainInstruction, *, final: bool, personal: bool = False) -> SiteEvaluation:
         """Evaluate on this hospital's test patients; what leaves is what the policy allows (`evaluation.py`).
 
-        Guarantee: a noised evaluation is charged on disk before the first test patient is read. Errors: SiteRefusal,
-        BudgetExceeded.
+        personal: of the hospital's own model, after the last round (`personal.py`). Where evaluations steer the federation
+        (`federation.fairness`), those before the last are on validation patients, if there are any. Guarantee: a noised
+        evaluation is charged on disk before the first patient is read. Errors: SiteRefusal, BudgetExceeded.
         """
         self._check(instruction)
         self._check_policy(None)
         mode, round = self.policy.release_evaluation, instruction.round
-        if mode == "none":
+        if mode == "none" or (personal and mode not in RELEASES):
             raise SiteRefusal("evaluation_not_released")
+        if personal and (self.study.personalisation.kind == "none" or round != self.study.federation.rounds):
+            raise SiteRefusal("wrong_round")
+        if personal and not len(self.train_records):
+            raise SiteRefusal("no_training_data")
+        records = self._asked(final)
         with self._room():
             if self.one_question:
                 LastQuestion(self._state).check(round, instruction.weights)
             if mode == "noised":
                 reply = noised_reply(self.name, round, self._noised(
                     instruction, EVALUATION, self.policy.evaluation_noise_multiplier,
-                    lambda: evaluation_totals(self._evaluated(instruction, self.test_records), self.bench.task),
+                    lambda: evaluation_totals(self._evaluated(instruction, records), self.bench.task),
+                    whom="test" if records is self.test_records else "validation",
                 ))
             else:
-                found = self._evaluated(instruction, self.test_records, final=final)
+                found = self._evaluated(instruction, records, final=final, personal=personal)
                 reply = plain_release(self.name, round, found, self.policy, final=final)
-            self.log.write("evaluated", study=self.fingerprint, round=round, release=mode, bytes=size_of(reply))
+            model = {"model": "personal"} if personal else {}
+            self.log.write("evaluated", study=self.fingerprint, round=round, release=mode, bytes=size_of(reply), **model)
         return reply
 
     def calibrate(self, instruction: TrainInstruction) -> SiteCalibration:
@@ -190,7 +206,10 @@ class Site:
             raise SiteRefusal("weights_not_finite")
 
     def _check_declared(self) -> None:
-        """A record-level claim is read for patients by the declared bound: it must hold. Error: PrivacyError."""
+        """A record-level claim is read for patients by the declared bound: it must hold; and groups that are drawn unlike must
+        be named by the data. Errors: PrivacyError, DataError."""
+        if self.study.training.balance is not None:
+            check_column(self.study.training.balance, self.train_records.dataset.columns)
         declared = self.plan.scans_per_patient if self.plan else None
         most = most_records(self.train_records.patient_ids) if declared is not None else 0
         if declared is not None and most > declared:
@@ -222,7 +241,7 @@ class Site:
             if shutil.disk_usage(folder).free < needed:
                 raise SiteRefusal("disk_full", f"less than {needed / 1e6:.0f} MB are free in {str(folder)!r}; free some space.")
 
-    def _train_and_charge(self, instruction: TrainInstruction, digest: str) -> "_Release":
+    def _train_and_charge(self, instruction: TrainInstruction, digest: str) -> MadeUpdate:
         round, weights = instruction.round, instruction.weights
         kept = self._checkpoint.find(round, weights)
         entry = self._go_on(kept, round) if kept is not None else None
@@ -237,10 +256,10 @@ class Site:
             after_step=self._checkpoint.watch(round, weights, entry.id if entry else None, self.stop, kept),
         )
         delta = self.local.split(result.end, round) - weights
-        release = _Release(delta, entry.epsilon if entry else None)
+        release = MadeUpdate(delta, entry.epsilon if entry else None)
         if entry is not None:
             # Also where it may not leave: a server that asked for it again and again would use up the hospital's budget.
-            self._keep_release(round, digest, release)
+            self._kept_update.keep(round, digest, release)
             self._ledger().settle(entry.id, result.steps, released=None if self._unfit(delta) else {"update": delta.nbytes})
         self._checkpoint.drop()
         noise = self.noise_for(round).name if self.plan else "none"
@@ -273,19 +292,34 @@ class Site:
             give_up_open=give_up_open,
         )
 
-    def _evaluated(self, instruction: TrainInstruction, records: SiteRecords, *, final: bool = False) -> Evaluated:
-        start = self.local.join(instruction.weights, before_round=instruction.round + 1)
-        return evaluate(self.bench, start, records, final=final)
+    def _asked(self, final: bool) -> SiteRecords:
+        """Whom an evaluation is on. A model that its test patients steered would look better on them than it is."""
+        steers = self.study.federation.fairness.kind != "none" and not final and len(self.validation_records)
+        return self.validation_records if steers else self.test_records
+
+    def _evaluated(
+        self, instruction: TrainInstruction, records: SiteRecords, *, final: bool = False, personal: bool = False
+    ) -> Evaluated:
+        vector = self.local.join(instruction.weights, before_round=instruction.round + 1)
+        if personal:
+            vector = self.personal.final(vector)
+        return evaluate(self.bench, vector, records, final=final)
+
+    def _unless_stopped(self) -> None:
+        if self.stop():
+            raise SiteRefusal("stopping")
 
     def _sums(self, instruction: TrainInstruction) -> PatientTotals:
         return calibration_totals(self._evaluated(instruction, self.validation_records), self.bench.task)
 
     def _noised(
-        self, instruction: TrainInstruction, what: str, sigma: float, totals_of: Callable[[], PatientTotals]
+        self, instruction: TrainInstruction, what: str, sigma: float, totals_of: Callable[[], PatientTotals], *,
+        whom: str = "test",
     ) -> Arrays:
         """Totals with noise, charged before `totals_of` reads a patient; kept on disk: asked again, the same leave at no cost."""
         round, name = instruction.round, what.removeprefix("/")
         question = f"{self.fingerprint}/{round}/".encode() + instruction.weights.tobytes()
+        question += b"" if whom == "test" else f"/{whom}".encode()
         digest = hashlib.sha256(question if what == EVALUATION else name.encode() + question)
         key, kept = digest.hexdigest(), KeptRelease(self._state / f"{name}.npz")
         released = kept.get(key)
@@ -312,33 +346,3 @@ class Site:
 
     def _key(self, round: int) -> str:
         return f"{self.arm}/{self.study.seed}/{self.name}/{round}"
-
-    def _released_before(self, round: int, digest: str) -> "_Release | None":
-        """The update already made for this round and these weights: sending it again costs no privacy."""
-        path = self._state / "release.npz"
-        if self.plan is None or not path.exists():
-            return None
-        with np.load(path, allow_pickle=False) as kept:
-            if int(kept["round"]) == round and str(kept["digest"]) == digest:
-                return _Release(np.asarray(kept["delta"]), float(kept["epsilon"]))
-            if int(kept["round"]) >= round:
-                raise SiteRefusal("replayed_round")
-        return None
-
-    def _keep_release(self, round: int, digest: str, release: "_Release") -> None:
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez(file, round=round, digest=digest, delta=release.delta, epsilon=np.float64(release.epsilon))
-                if self.durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-
-        write_whole(self._state / "release.npz", write)
-
-
-@dataclass(frozen=True)
-class _Release:
-    """An update, float32 (P,), and the epsilon of all charges with it; None without privacy."""
-
-    delta: np.ndarray
-    epsilon: float | None

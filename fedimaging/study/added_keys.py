@@ -19,6 +19,9 @@ ADDED: Mapping[str, Any] = MappingProxyType({
     "evaluation.calibration": "none",
     "policy.release_calibration": None,
     "policy.calibration_noise_multiplier": 4.0,
+    "federation.fairness": {"kind": "none", "q": 1.0, "step": 1.0, "most": 10.0},
+    "training.balance": None,
+    "personalisation": {"kind": "none", "steps": 20, "learning_rate": 0.1, "mu": 0.0},
     "release": None,
 })
 """Key, with dots -> the value (as JSON) at which it changes nothing. Of a group of keys: the group, and each of its keys that

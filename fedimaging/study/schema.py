@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fedimaging.aggregation.fairness import FairnessSpec
 from fedimaging.aggregation.server_optimizers import ServerOptimizerSpec
 from fedimaging.aggregation.site_privacy import SitePrivacySpec
 from fedimaging.data.spec import DataSpec, HospitalsSpec
@@ -20,7 +21,7 @@ from fedimaging.privacy.spec import PrivacySpec
 from fedimaging.spec import CalibrationRelease, EvaluationRelease, Spec
 from fedimaging.study.added_keys import without_added
 from fedimaging.study.release_spec import ReleaseSpec
-from fedimaging.training.spec import LocalTraining
+from fedimaging.training.spec import LocalTraining, PersonalSpec
 from fedimaging.training.task_spec import TaskSpec
 
 
@@ -31,6 +32,7 @@ class FederationSpec(ServerOptimizerSpec):
     `noise_limit`: the server shortens a round's mean update so that the noise in it has at most this standard deviation per
     coordinate; the learning rate then falls as the noise rises.
     `site_privacy`: hospital-level privacy at the server, beside that of patients at the hospitals; needs uniform weights.
+    `fairness`: weights that follow the released evaluations of the hospitals, times `weights` (`aggregation/fairness.py`).
     """
 
     rounds: int = Field(10, ge=1, le=100_000)
@@ -44,6 +46,17 @@ class FederationSpec(ServerOptimizerSpec):
     model_ema: float = Field(0.0, ge=0, lt=1, description="decay of a running mean of the rounds' models, the final model")
     noise_limit: float | None = Field(None, gt=0)
     site_privacy: SitePrivacySpec | None = None
+    fairness: FairnessSpec = FairnessSpec()
+
+    @model_validator(mode="after")
+    def _weights_may_move(self) -> "FederationSpec":
+        if self.fairness.kind == "none":
+            return self
+        if self.site_privacy is not None:
+            raise ValueError("site_privacy clips and weighs every hospital alike, and fairness would not: give one of them")
+        if self.weights == "inverse_noise":
+            raise ValueError("weights: inverse_noise weighs by noise, fairness by need: give uniform or public_patients")
+        return self
 
     @model_validator(mode="after")
     def _proximal(self) -> "FederationSpec":
@@ -136,6 +149,7 @@ class Study(Spec):
     training: LocalTraining
     privacy: PrivacySpec | None
     federation: FederationSpec
+    personalisation: PersonalSpec = PersonalSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     policy: SimulatedHospitals = SimulatedHospitals()
     runtime: RuntimeSpec = RuntimeSpec()
@@ -160,6 +174,29 @@ class Study(Spec):
     def _noise_is_there_to_weigh(self) -> "Study":
         if self.federation.weights == "inverse_noise" and self.privacy is None:
             raise ValueError("federation.weights=inverse_noise weighs hospitals by their noise; with privacy null there is none")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_follow(self) -> "Study":
+        if self.federation.fairness.kind == "none":
+            return self
+        kind = f"federation.fairness.kind={self.federation.fairness.kind}"
+        if not self.evaluation.every:
+            raise ValueError(f"{kind} follows the evaluations after rounds: set evaluation.every to 1 or more")
+        if self.policy.release_evaluation == "none":
+            raise ValueError(f"{kind} follows what hospitals release, and policy.release_evaluation=none keeps all of it back")
+        if self.privacy is not None and self.privacy.secure_sum != "none":
+            raise ValueError(f"{kind} moves weights; privacy.secure_sum shares noise by constant ones: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _own_models_can_be_told_of(self) -> "Study":
+        if self.personalisation.kind != "none" and self.policy.release_evaluation in ("none", "noised"):
+            raise ValueError(
+                f"personalisation.kind={self.personalisation.kind} fits each hospital's own model without noise; no figure of "
+                f"it leaves under policy.release_evaluation={self.policy.release_evaluation}: noise on the counts would protect "
+                "the test patients only, not those it was fitted to; take metrics or scores, or no personalisation"
+            )
         return self
 
     @model_validator(mode="after")

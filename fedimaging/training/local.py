@@ -15,8 +15,10 @@ from fedimaging.privacy.dpsgd import DpPlan, private_gradient
 from fedimaging.privacy.noise import NoiseSource
 from fedimaging.privacy.units import draw_scans, group_units
 from fedimaging.results import Arrays
+from fedimaging.training.balance import rates_of, relative_rates, thinned
 from fedimaging.training.lean_optimizer import step as optimizer_step
 from fedimaging.training.lean_optimizer import without_compiler
+from fedimaging.training.spec import LocalTraining
 from fedimaging.training.workbench import SiteRecords, Workbench
 
 
@@ -59,14 +61,14 @@ def train_locally(
     if not bench.model.training:
         bench.model.train()
     parameters = bench.parameters()
-    optimizer = _optimizer(bench, parameters, round)
+    optimizer = make_optimizer(bench.training, parameters, bench.training.learning_rate_in(round, bench.rounds))
     anchor = [p.detach().clone() for p in parameters] if bench.proximal_mu else []
     if resume is not None:
         bench.load(resume.vector)
         _load_optimizer(optimizer, parameters, resume.optimizer)
     steps = resume.steps if resume is not None else 0
     for _ in (
-        _plain_gradients(bench, records, key, steps) if plan is None or noise is None
+        plain_gradients(bench, records, key, steps, plain_steps(bench, len(records))) if plan is None or noise is None
         else _private_gradients(bench, records, plan, noise, steps)
     ):
         for parameter, centre in zip(parameters, anchor, strict=False):
@@ -85,10 +87,9 @@ def plain_steps(bench: Workbench, n_records: int) -> int:
     return bench.training.steps(-(-n_records // bench.training.batch_size))
 
 
-def _optimizer(bench: Workbench, parameters: list[torch.nn.Parameter], round: int) -> torch.optim.Optimizer:
+def make_optimizer(spec: LocalTraining, parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """The optimizer of a study, new, at this learning rate."""
     without_compiler()
-    spec = bench.training
-    rate = spec.learning_rate_in(round, bench.rounds)
     if spec.optimizer == "sgd":
         return torch.optim.SGD(parameters, rate, momentum=spec.momentum, weight_decay=spec.weight_decay, foreach=True)
     kind = torch.optim.Adam if spec.optimizer == "adam" else torch.optim.AdamW
@@ -113,12 +114,12 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.
         optimizer.state[parameter][name] = value if name == "step" else value.to(parameter.device)
 
 
-def _plain_gradients(bench: Workbench, records: SiteRecords, key: str, first: int) -> Iterator[None]:
+def plain_gradients(bench: Workbench, records: SiteRecords, key: str, first: int, steps: int) -> Iterator[None]:
     """After each yield `.grad` holds the mean loss's gradient of the next mini-batch; the first so many are skipped."""
     generator = _generator(f"{key}/order")
     network = bench.network(records)
-    places = _shuffled(len(records), bench.training.batch_size, generator)
-    for step, chosen in zip(range(plain_steps(bench, len(records))), places, strict=False):
+    places = _shuffled(len(records), bench.training.batch_size, generator, _chances(bench, records, key))
+    for step, chosen in zip(range(steps), places, strict=False):
         if step < first:
             continue
         x, y = _batch(bench, records, chosen, _torch_generator(f"{key}/augment/{step}"))
@@ -127,11 +128,30 @@ def _plain_gradients(bench: Workbench, records: SiteRecords, key: str, first: in
         yield
 
 
-def _shuffled(n: int, batch: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+def _shuffled(
+    n: int, batch: int, generator: np.random.Generator, kept: Callable[[], np.ndarray] | None
+) -> Iterator[np.ndarray]:
+    """Mini-batches of pass after pass; `kept()` (N,) bool: who is in the next pass, None for everybody in every one."""
     while True:
         order = generator.permutation(n)
-        for first in range(0, n, batch):
+        if kept is not None:
+            order = order[kept()[order]]
+        for first in range(0, len(order), batch):
             yield order[first : first + batch]
+
+
+def _chances(bench: Workbench, records: SiteRecords, key: str) -> Callable[[], np.ndarray] | None:
+    """With `training.balance`, which scans are in a pass: a patient's all or none, by the rate of the patient's group over that
+    of the group drawn most here, so that no pass waits for somebody who is not there."""
+    spec = bench.training.balance
+    if spec is None:
+        return None
+    units, generator = group_units(records.patient_ids, "patient"), _generator(f"{key}/balance")
+    rates = rates_of(records, units, spec.column, relative_rates(spec))
+    unit_of_row = np.empty(len(records), np.int64)
+    unit_of_row[units.order] = np.repeat(np.arange(len(units)), np.diff(units.starts))
+    everybody = np.ones(len(units), dtype=bool)
+    return lambda: thinned(everybody, rates / rates.max(), generator)[unit_of_row]
 
 
 def _private_gradients(
@@ -143,9 +163,13 @@ def _private_gradients(
         raise PrivacyError("a private plan was given to a study without a privacy block.")
     network = bench.network(records)
     units = group_units(records.patient_ids, plan.unit)
-    parameters = bench.parameters()
+    parameters, rates = bench.parameters(), None
+    if plan.relative_rates and bench.training.balance is not None:
+        rates = rates_of(records, units, bench.training.balance.column, plan.relative_rates)
     for step in range(first, plan.steps_per_round):
         included = noise.inclusion(step, len(units), plan.sample_rate)
+        if rates is not None:
+            included = thinned(included, rates, noise.generator(step, "balance"))
         drawn = draw_scans(
             units, included, max_scans=spec.max_scans_per_patient, views=spec.views_per_patient,
             generator=noise.generator(step, "scans"),

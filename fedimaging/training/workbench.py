@@ -102,10 +102,13 @@ class Workbench:
 
     def load(self, vector: np.ndarray) -> None:
         """Copy a full vector (V,) into the network."""
-        flat = torch.from_numpy(np.require(vector, requirements=("C", "W"))).to(self.device)  # what came by message is read-only
         with torch.no_grad():
-            pieces: list[Tensor] = [piece for _, piece in self._pieces(flat)]
-            torch._foreach_copy_(list[Tensor](self._trainable), pieces)
+            torch._foreach_copy_(list[Tensor](self._trainable), self.pieces(vector))
+
+    def pieces(self, vector: np.ndarray) -> list[Tensor]:
+        """A full vector (V,) cut into tensors of the shapes of `parameters()`, on the device."""
+        flat = torch.from_numpy(np.require(vector, requirements=("C", "W"))).to(self.device)  # what came by message is read-only
+        return [piece for _, piece in self._pieces(flat)]
 
     def vector(self) -> np.ndarray:
         """The network's trainable tensors as one float32 vector (V,) on the CPU."""

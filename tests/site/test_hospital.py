@@ -14,6 +14,7 @@ from fedimaging.runs import hospitals
 from fedimaging.site import approvals, audit_log
 from fedimaging.site.folder import SiteFolder
 from fedimaging.site.hospital import largest_message, open_hospital_site
+from fedimaging.site.kept_update import KeptUpdate
 from fedimaging.site.proposal import approve, propose
 from fedimaging.site.simulated import open_simulated_site
 from fedimaging.site.site import Site, TrainInstruction
@@ -192,7 +193,7 @@ def test_a_full_disk_refuses_before_anything_is_charged_and_charges_a_round_that
 
     free[0] = 10**9
     with monkeypatch.context() as patch:
-        patch.setattr(site, "_keep_release", fill)
+        patch.setattr(KeptUpdate, "keep", fill)
         for _ in range(3):  # it is asked again and again
             with pytest.raises(SiteRefusal) as caught:
                 site.train(ask(site))
@@ -205,7 +206,7 @@ def test_a_full_disk_refuses_before_anything_is_charged_and_charges_a_round_that
     def fail(*_: Any) -> None:
         raise RunError("another fault")
 
-    monkeypatch.setattr(site, "_keep_release", fail)
+    monkeypatch.setattr(KeptUpdate, "keep", fail)
     with pytest.raises(RunError, match="another fault"):
         site.train(ask(site, 2))
 

@@ -172,3 +172,30 @@ def test_a_study_that_leaves_out_noise_cannot_be_approved(folder: SiteFolder, tm
     summed = study_file(tmp_path / "s.yaml", privacy=privacy, training=one_step)
     with pytest.raises(SiteError, match="secure_sum=ideal leaves out a part of the noise, which only a simulation may assume"):
         approve(folder, propose(folder, summed), who="Dr. A", why="x")
+
+
+def test_what_a_study_does_for_fairness_and_for_the_hospital_alone_is_said(
+    folder: SiteFolder, root: Path, tmp_path: Path
+) -> None:
+    own = {"kind": "fine_tune", "steps": 5, "learning_rate": 0.1}
+    lines = said(propose(folder, study_file(tmp_path / "own.yaml", personalisation=own)))
+    assert lines["Leaves"].endswith("of this hospital's own model, nothing")
+    assert lines["Stays"].startswith("this hospital's own model, images")
+    set_policy(folder, release_evaluation="metrics")
+    assert "WITHOUT privacy" in said(propose(folder, study_file(tmp_path / "own.yaml", personalisation=own)))["Leaves"]
+    set_policy(folder, maximum_steps=4)
+    reasons = propose(folder, study_file(tmp_path / "own.yaml", personalisation=own)).reasons
+    assert reasons == ("personalisation.steps=5 is above maximum_steps=4",)
+
+
+def test_groups_that_are_drawn_unlike_are_charged_at_the_largest_rate_and_must_be_in_the_manifest(tmp_path: Path) -> None:
+    balance = {"balance": {"column": "sex", "shares": {"F": 0.25, "M": 0.75}}}
+    study = study_file(tmp_path / "balanced.yaml", training=balance)
+    with_sex = pictures(tmp_path / "data", sex=["F" if number % 4 == 0 else "M" for number in range(30)])
+    proposal = propose(hospital(tmp_path / "north", with_sex), study)
+    assert proposal.plan is not None
+    assert proposal.plan.sample_rate == pytest.approx(2 * 4 / proposal.plan.n_units)
+    assert "largest rate, 1" in said(proposal)["Sampling"]
+    with pytest.raises(DataError, match=r"training\.balance\.column='sex' is not known"):
+        propose(hospital(tmp_path / "other", pictures(tmp_path / "plain")), study)
+

@@ -50,6 +50,9 @@ def test_entries_are_never_changed_or_removed() -> None:
         "evaluation.calibration": "none",
         "policy.release_calibration": None,
         "policy.calibration_noise_multiplier": 4.0,
+        "federation.fairness": {"kind": "none", "q": 1.0, "step": 1.0, "most": 10.0},
+        "training.balance": None,
+        "personalisation": {"kind": "none", "steps": 20, "learning_rate": 0.1, "mu": 0.0},
         "release": None,
     }
 
