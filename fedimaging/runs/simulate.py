@@ -86,10 +86,10 @@ def simulate(study: Study, out: Path, options: Options, view: LiveView) -> Path:
         view.say(_first_words(run))
         federated = _train(run, run.federation, "federated", open_tracker(options.track, folder.path, study))
         baselines, alone = _baselines(run) if options.baselines else ({}, [])
-        personalised = _personalised(run, federated, alone)
+        blocks = {"baselines": baselines, "personalised": _personalised(run, federated, alone)}
         left_out = _leave_one_out(run) if options.leave_one_out else []
         run.clock["total"] = time.monotonic() - began
-        return _finish(run, federated, baselines, personalised, left_out)
+        return _finish(run, federated, blocks, left_out)
 
 
 def _more_is_asked(folder: RunDir, options: Options) -> bool:
@@ -163,8 +163,9 @@ def _train(run: _Run, federation: SimulatedFederation, label: str, tracker: Trac
     def on_calibrated(released: list[SiteCalibration], refused: dict[str, str]) -> None:
         tempering.append(tempering_facts(run.study, released, refused))
 
-    last = {"on_calibrated": on_calibrated, "on_personal": own.extend} if federation.arm == "federated" else {}
-    app = build_server_app(_public(run, federation), state, on_round, on_end, **last)
+    calibrate, personal = (on_calibrated, own.extend) if federation.arm == "federated" else (None, None)
+    app = build_server_app(
+        _public(run, federation), state, on_round, on_end, on_calibrated=calibrate, on_personal=personal)
     _carry(run, app, federation)
     folder.save_weights(run.bench, ends[0].weights)
     if tracker is not None:
@@ -306,17 +307,14 @@ def _first_words(run: _Run) -> str:
     )
 
 
-def _finish(
-    run: _Run, federated: _Arm, baselines: Mapping[str, Any], personalised: Mapping[str, Any] | None, left_out: Sequence[LeftOut]
-) -> Path:
+def _finish(run: _Run, federated: _Arm, blocks: Mapping[str, Any], left_out: Sequence[LeftOut]) -> Path:
     """Write pictures, report.json and report.html; a run is finished once report.json is there."""
     seconds = assemble.seconds(run.folder.rounds(), run.clock)
     tree = {
         **assemble.head(run.study, run.dataset, run.bench, run.facts, run.federation),
         **_tables(run, federated.evaluations),
         "rounds": run.folder.rounds(),
-        "baselines": dict(baselines),
-        "personalised": personalised,
+        **blocks,
         "fairness": fairness_facts(
             run.study, hospitals.public_weights(run.federation, run.dataset), run.folder.rounds(),
             on_validation=bool((run.federation.validation_site >= 0).any())),
