@@ -189,10 +189,10 @@ def _interval_mark(name: str, interval: Interval, axis: Axis, *, y: float, look:
     title = f"{name}: {interval.value:.3f}"
     # A zero-size nested svg moves the origin to a percentage, where a path in px can be drawn undistorted.
     return Markup('{}<svg x="{}%" y="{}" width="1" height="1" overflow="visible"><path class="mark s{}" d="{}">'
-                  "<title>{}</title></path></svg>").format(whisker, x, y, look, _SHAPES[look % len(_SHAPES)], title)
+                  "<title>{}</title></path></svg>").format(whisker, x, y, look, MARKS[look % len(MARKS)], title)
 
 
-_SHAPES = (
+MARKS = (
     "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0Z",
     "M0-5.5L5.5 0L0 5.5L-5.5 0Z",
     "M-4-4H4V4H-4Z",
@@ -202,7 +202,7 @@ _SHAPES = (
 def mark_key(number: int) -> Markup:
     """The mark of series `number` of an `interval_row`, for a legend."""
     return Markup('<svg width="12" height="12" viewBox="-6 -6 12 12" aria-hidden="true"><path class="mark s{}" d="{}"/>'
-                  "</svg>").format(number, _SHAPES[number % len(_SHAPES)])
+                  "</svg>").format(number, MARKS[number % len(MARKS)])
 
 
 def line_key(look: str) -> Markup:

@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from fedimaging.errors import RunError, bad_value
 from fedimaging.files import write_text
 from fedimaging.runs import (
+    report_calibration,
     report_compare,
     report_cost,
     report_evaluation,
@@ -80,7 +81,8 @@ def _results(report: Mapping[str, Any]) -> dict[str, Any]:
         "personal": report_personal.personal_section(report), "fairness": report_personal.fairness_section(report),
         "series": [name for name, _ in report_tables.baseline_series(report)],
         "compared": compared, "compared_ruler": interval_ruler(compared_axis),
-        "evaluation": report_evaluation.evaluation_view(report), "metrics": report_tables.metric_table(report),
+        "evaluation": report_evaluation.evaluation_view(report),
+        "calibration": report_calibration.calibration_view(report), "metrics": report_tables.metric_table(report),
         "site_metrics": report_tables.site_metric_table(report),
     }
 

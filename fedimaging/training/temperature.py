@@ -16,6 +16,8 @@ from fedimaging.results import Interval
 if TYPE_CHECKING:
     from scipy.interpolate import PchipInterpolator
 
+WIDEST = 5.0
+"""The greatest ratio of the two ends of an interval of a temperature that is used."""
 _TWO_SIDED = 1.959963984540054  # standard deviations in a 95 % interval
 
 
@@ -43,9 +45,11 @@ def fit_temperature(sums: np.ndarray, noise_std: float, n_patients: int = 0) -> 
 
     Noise is first taken out as far as it breaks the order that true sums have (isotonic regression, Barlow et al. 1972), and
     the curve between temperatures is a monotone cubic (Fritsch and Carlson 1980) over log T. The interval holds every
-    temperature at which the curve lies within 1.96 deviations of zero: a sum over patients has a variance of at most its own
-    slope (the information equality, as weights are at most 1) beside that of the noise. NaN throughout where the temperature
-    or an end of its interval lies outside the grid: too few patients, too much noise, or a model that does not discriminate.
+    temperature at which the curve lies within 1.96 deviations of zero. Beside the noise, a sum over patients has a variance of
+    at most its own slope (the information equality, as weights are at most 1), and of at most the sum at the coldest temperature
+    (a patient about whom the model is sure hardly varies). NaN throughout where the temperature
+    or an end of its interval lies outside the grid, or the interval is wider than a factor of `WIDEST`: too few patients, too
+    much noise, or a model that does not discriminate. Such a temperature may do more harm than good.
     """
     from scipy.interpolate import PchipInterpolator
     from scipy.optimize import isotonic_regression
@@ -58,10 +62,11 @@ def fit_temperature(sums: np.ndarray, noise_std: float, n_patients: int = 0) -> 
     curve = PchipInterpolator(np.log(inverse), rising)
     middle = _crossing(curve, 0.0)
     slope = max(float(curve.derivative()(math.log(middle))) / middle, 0.0)
-    reach = _TWO_SIDED * math.sqrt(slope + noise_std**2)
+    reach = _TWO_SIDED * math.sqrt(min(slope, float(rising[-1])) + noise_std**2)
     if not rising[0] < -reach < reach < rising[-1]:
         return unknown
-    return Interval(1 / middle, 1 / _crossing(curve, reach), 1 / _crossing(curve, -reach), n_patients)
+    low, high = 1 / _crossing(curve, reach), 1 / _crossing(curve, -reach)
+    return Interval(1 / middle, low, high, n_patients) if high <= WIDEST * low else unknown
 
 
 def _crossing(curve: "PchipInterpolator", level: float) -> float:

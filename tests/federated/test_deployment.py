@@ -54,16 +54,21 @@ class Stage:
             self.port = free.getsockname()[1]
         self.server = ServerFolder.create(folder / "server", ServerSettings(host="127.0.0.1", port=self.port, listen="127.0.0.1"))
         data = pictures(folder / "data")
+        rows = (data / "manifest.csv").read_text().splitlines()
+        for number in (6, 7, 8, 15, 16, 17):  # two validation patients at each hospital
+            rows[number + 1] = rows[number + 1].replace(",train", ",validation")
+        (data / "manifest.csv").write_text("\n".join(rows) + "\n")
         self.study = study_file(
             folder / "study.yaml", federation={"rounds": ROUNDS, "minimum_replies": 2}, training={"local_steps": STEPS},
-            evaluation={"every": 3, "resamples": 100}, privacy={"noise_multiplier": 6.0})  # fmt: skip
+            evaluation={"every": 3, "resamples": 100, "calibration": "temperature"}, privacy={"noise_multiplier": 6.0},
+        )  # fmt: skip
         self.sites = {name: self._site(name, data) for name in SITES}
         self.data = data
 
     def _site(self, name: str, data: Path) -> Path:
         made = hospital(
             self.folder / name, data, self.study, name=name, allow_simulated_noise=True, release_evaluation="metrics",
-            maximum_epochs=100)
+            maximum_epochs=100, release_calibration="none" if name == "west" else "noised")
         settings = yaml.safe_load(made.settings_file.read_text())
         made.settings_file.write_text(yaml.safe_dump(settings | {"server": f"127.0.0.1:{self.port}"}))
         shutil.copy(self.server.ca, made.ca_file)
@@ -180,6 +185,9 @@ def _weights_are_the_simulations(stage: Stage) -> None:
     assert all(set(row["sites"]) == set(SITES) for row in report["rounds"])
     assert set(report["sites"]) == set(SITES)
     assert report["test"]
+    calibrated = report["calibration"]["tempering"]
+    assert set(calibrated["charge"]["sites"]) == {"north", "south"}
+    assert calibrated["refused"] == {"west": "calibration_not_released"}
     assert "accounted for at the hospitals" in (run / "report.html").read_text()
 
 
@@ -189,6 +197,7 @@ def _books_are_in_order(stage: Stage) -> None:
         assert events.count("released") >= ROUNDS
         charges = Ledger(path / "ledger.sqlite", path / "ledger.head").charges()
         assert sum(charge.steps for charge in charges) >= STEPS * ROUNDS
+        assert events.count("calibrated") == sum(charge.sample_rate == 1.0 for charge in charges) == (path.name != "west")
     assert "node_stopped" in [event["event"] for event in audit_log.read(stage.sites["south"] / "audit.jsonl")]
     events = [event["event"] for event in audit_log.read(stage.server.path / "audit.jsonl")]
     assert events.count("round") == ROUNDS
