@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fedimaging.privacy.clipping.rules import Product, Rule, UnitGradients, blocks
 
-_LARGE_VOLUME = 1 << 22  # numbers of a scan unrolled, on a GPU; above, one call a unit is quicker
+_LARGE_VOLUME = 1 << 22  # numbers of a scan unrolled; above, one call a unit is quicker
+_VECTOR = 16  # float32 numbers of an AVX-512 register, oneDNN's block of channels
 _FEW_STRIDED = 1 << 15  # weights of a strided kernel; with more of them, unrolled patches are quicker
 
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -82,15 +83,18 @@ def _conv_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Colle
 
 def _way(layer: _Conv, a: Tensor) -> Callable[[_Conv, Tensor, Tensor, int], Tensor]:
     """The quickest of four ways to the same numbers, as measured: oneDNN, which serves float32 on a CPU, has kernels for
-    2-D planes of many groups; a GPU is busy enough with one large volume, and unrolling it would move 27 times its bytes."""
+    planes of many groups, and for volumes whose channels fill whole vectors; a large volume keeps a machine busy alone, and
+    unrolling it would move 27 times its bytes or more."""
     planes = a.device.type == "cpu" and a.dtype == torch.float32 and len(layer.kernel_size) == 2
     strided = max(layer.kernel_size) > 1 < layer.weight.shape[1] and layer.weight.numel() <= _FEW_STRIDED
     if planes and torch.backends.mkldnn.is_available() and (_is_dense(layer) or layer.groups > 1 or strided):
         return _as_groups
-    if a.is_cuda:
-        unrolled = a[0].numel() * torch.Size(layer.kernel_size).numel()
-        return _one_by_one if len(layer.kernel_size) == 3 and unrolled > _LARGE_VOLUME else _by_patches
-    return _by_offset if _is_dense(layer) else _by_patches
+    if _fits_vectors(layer, a) and torch.backends.mkldnn.is_available():
+        return _as_groups
+    if _is_dense(layer) and not a.is_cuda:
+        return _by_offset
+    unrolled = a[0].numel() * torch.Size(layer.kernel_size).numel()
+    return _one_by_one if len(layer.kernel_size) == 3 and unrolled > _LARGE_VOLUME else _by_patches
 
 
 def _as_groups(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
@@ -99,6 +103,13 @@ def _as_groups(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     a, g = (x.unflatten(0, (n, scans)).transpose(0, 1).reshape(scans, -1, *x.shape[2:]) for x in (a, g))
     weights = weight.expand(n, *weight.shape).flatten(0, 1)
     return _weight_gradient(layer, weights, a, g, n * layer.groups).view(1, n, -1)
+
+
+def _fits_vectors(layer: _Conv, a: Tensor) -> bool:
+    """Volumes whose groups of channels fill whole vectors, for which oneDNN has kernels of many groups too."""
+    volume = a.device.type == "cpu" and a.dtype == torch.float32 and len(layer.kernel_size) == 3
+    channels = (layer.weight.shape[0] // layer.groups, layer.weight.shape[1])
+    return volume and max(layer.kernel_size) > 1 and not any(count % _VECTOR for count in channels)
 
 
 def _one_by_one(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
