@@ -10,7 +10,7 @@ import typer
 
 from fedimaging import __version__
 from fedimaging.cli_audit import audit
-from fedimaging.cli_release import predict, release, release_key, trace, verify
+from fedimaging.cli_release import monitor, predict, release, release_key, trace, verify
 from fedimaging.cli_server import app as server_app
 from fedimaging.cli_site import app as site_app
 from fedimaging.cli_sweep import sweep
@@ -135,6 +135,7 @@ app.command()(release)
 app.command("release-key")(release_key)
 app.command()(verify)
 app.command()(predict)
+app.command()(monitor)
 app.command()(trace)
 
 

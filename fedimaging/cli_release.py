@@ -85,3 +85,27 @@ def trace(
 
     manifest = check(folder, None if public_key is None else read_key_text(public_key))
     typer.echo("\n".join(follow(folder, manifest, log, what)))
+
+
+def monitor(
+    folder: ReleasePath,
+    new: Annotated[Path, typer.Argument(metavar="NEW_MANIFEST.csv", help="New scans, one row each, perhaps with labels.")],
+    out: Annotated[Path, typer.Option("--out", help="Where page, log and figures go.")] = Path("monitoring"),
+    acknowledge: Annotated[str | None, typer.Option("--acknowledge", metavar="NAME", help="Who saw the newest look.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="What that person makes of it, in a line.")] = None,
+    public_key: PublicKey = None,
+) -> None:
+    """Compare new scans with what a release was tested on, by groups too. Exit code 1 for an `act` that nobody acknowledged."""
+    from fedimaging.release import monitor as monitoring
+    from fedimaging.release.opened import open_release
+    from fedimaging.release.signing import read_key_text
+
+    release = open_release(folder, None if public_key is None else read_key_text(public_key))
+    if acknowledge is not None:
+        tree = monitoring.acknowledge(release, new, out, who=acknowledge, why=reason or "")
+        typer.echo(f"acknowledged by {acknowledge}: level {tree['level']}")
+        return
+    tree = monitoring.look(release, new, out)
+    typer.echo("\n".join([*monitoring.as_lines(tree), str(out / monitoring.PAGE)]))
+    if tree["level"] == "act":
+        raise typer.Exit(1)

@@ -27,7 +27,7 @@ from fedimaging.release.strangeness import FLAG_ABOVE, fitted
 from fedimaging.runs.groups import NOT_STATED, TOO_FEW, groups_of
 
 SCHEMA = "fedimaging reference 1"
-_EDGES = 21
+_INPUT_EDGES, _SCORE_EDGES = 101, 21  # fine, for many features of one sort of scan lie close together; cells are joined anyway
 _BATCH = 64
 
 
@@ -119,14 +119,15 @@ def _histograms(
 ) -> dict[str, Any]:
     least = source.limits.minimum_count
 
-    def of(values: np.ndarray, low: float, high: float) -> dict[str, Any] | None:
-        return histogram(values[chosen], patients[chosen], np.linspace(low, high, _EDGES), least)
+    def of(values: np.ndarray, low: float, high: float, edges: int) -> dict[str, Any] | None:
+        return histogram(values[chosen], patients[chosen], np.linspace(low, high, edges), least)
 
     return {
         "input": {
-            name: of(inputs[:, k], *feature_range(name, source.study.data.intensity)) for k, name in enumerate(INPUT_FEATURES)
+            name: of(inputs[:, k], *feature_range(name, source.study.data.intensity), _INPUT_EDGES)
+            for k, name in enumerate(INPUT_FEATURES)
         },
-        "scores": {name: of(scores[:, k], 0.0, 1.0) for k, name in enumerate(source.bench.task.class_names)},
+        "scores": {name: of(scores[:, k], 0.0, 1.0, _SCORE_EDGES) for k, name in enumerate(source.bench.task.class_names)},
     }
 
 

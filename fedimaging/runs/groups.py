@@ -42,11 +42,15 @@ def check_groups(study: Study, dataset: Dataset) -> None:
 def groups_of(study: Study, dataset: Dataset, column: str) -> np.ndarray:
     """The group (N,) str of each scan: what the column says of its patient, at the first scan that says anything; ages in
     the bands of `evaluation.age_bands`. Error: DataError for an age that is no number."""
-    texts = np.char.strip(dataset.columns[column].astype(str))
-    _, member = np.unique(dataset.patient_ids, return_inverse=True)
+    return groups_of_rows(dataset.columns[column], dataset.patient_ids, column, study.evaluation.age_bands)
+
+
+def groups_of_rows(texts: np.ndarray, patient_ids: np.ndarray, column: str, bands: Sequence[float]) -> np.ndarray:
+    """The same from the texts (N,) of a column and the patients (N,)."""
+    texts = np.char.strip(texts.astype(str))
+    _, member = np.unique(patient_ids, return_inverse=True)
     of_patient = np.full(int(member.max()) + 1 if len(member) else 0, NOT_STATED, dtype=object)
     stated = np.flatnonzero(texts != "")[::-1]  # from the last to the first: the first is what stays
-    bands = study.evaluation.age_bands
     values = [_age_band(text, bands) if column == "age" else text for text in texts[stated].tolist()]
     of_patient[member[stated]] = np.array(values, dtype=object)
     return of_patient[member].astype(str)
