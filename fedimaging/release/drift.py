@@ -9,6 +9,7 @@ was written, and the statistic is computed from these as from the data.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +34,8 @@ class Drift:
 
     before, after: medians (input; the reference's by its cells), means by the middles of the cells (scores), or the metric.
     psi: population stability index; NaN for performance. p_value: alone; `adjusted`: among all comparisons of the look, filled
-    in by `judged`. edges, shares: of the cells, at release and now.
+    in by `judged`. edges, shares: of the cells, at release and now. Of performance only: `interval`, 95 %, now; `error`: standard
+    error of the change; `least`: the smallest change for the worse that could be told from chance here.
     """
 
     what: str
@@ -48,6 +50,9 @@ class Drift:
     level: Level = "none"
     edges: tuple[float, ...] = ()
     shares: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    interval: tuple[float, float] | None = None
+    error: float = math.nan
+    least: float = math.nan
 
 
 def histogram_drift(
@@ -56,8 +61,9 @@ def histogram_drift(
 ) -> Drift:
     """Compare values (N,) of scans of patients (N,) with a histogram {"edges", "shares"} of `n_reference` patients.
 
-    Neighbouring cells are joined to at most `_CELLS`. The statistic is the sum over cells of the squared difference of shares by the pooled share; values beyond the edges count in
-    the outermost cells. `n_reference` may be rounded down: fewer patients only make the test slower to speak.
+    Neighbouring cells are joined to at most `_CELLS`. The statistic is the sum over cells of the squared difference of shares
+    by the pooled share; values beyond the edges count in the outermost cells. `n_reference` may be rounded down: fewer
+    patients only make the test slower to speak.
     """
     fine_edges, fine = np.asarray(reference["edges"], float), np.asarray(reference["shares"], float)
     edges, before = _joined(fine_edges, fine / fine.sum())
@@ -106,7 +112,8 @@ def performance_drift(
         return None
     worse = (after - before) if lower_is_better else (before - after)
     p_value = 0.5 * math.erfc(worse / spread / math.sqrt(2))
-    return Drift("performance", name, group, before, after, math.nan, p_value, found.n_patients)
+    return Drift("performance", name, group, before, after, math.nan, p_value, found.n_patients,
+                 interval=(found.low, found.high), error=spread)
 
 
 def judged(found: Sequence[Drift]) -> list[Drift]:
@@ -117,8 +124,9 @@ def judged(found: Sequence[Drift]) -> list[Drift]:
     """
     family = [[one for one in found if one.group is None], [one for one in found if one.group is not None]]
     families = sum(bool(members) for members in family)
+    sizes = {id(one): len(members) * families for members in family for one in members}
     adjusted = {id(one): p for members in family for one, p in zip(members, holm(members), strict=True)}
-    return [_with_level(one, min(1.0, adjusted[id(one)] * families)) for one in found]
+    return [_with_level(one, min(1.0, adjusted[id(one)] * families), sizes[id(one)]) for one in found]
 
 
 def holm(found: Sequence[Drift]) -> list[float]:
@@ -136,10 +144,11 @@ def worst(levels: Sequence[Level]) -> Level:
     return max(levels, key=LEVELS.index, default="none")
 
 
-def _with_level(one: Drift, adjusted: float) -> Drift:
+def _with_level(one: Drift, adjusted: float, comparisons: int) -> Drift:
+    least = one.error * NormalDist().inv_cdf(1 - WATCH_RATE / comparisons)
     matters = one.what == "performance" or one.psi >= LARGE_PSI
     level: Level = "act" if adjusted < ACT_RATE and matters else "watch" if adjusted < WATCH_RATE else "none"
-    return Drift(**{**vars(one), "adjusted": adjusted, "level": level})
+    return Drift(**{**vars(one), "adjusted": adjusted, "level": level, "least": least})
 
 
 def _joined(edges: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -208,8 +208,9 @@ def _labels(release: Release, table: manifest.Table) -> np.ndarray | None:
     kept = table.only(stated)
     manifest.raise_first(kept, manifest.problems_of(kept, task.columns, task.classes, several, needs_mask=False))
     labels = np.full((len(table), len(task.columns)), -1, np.int64)
-    if any(stated):
-        labels[np.array(stated)] = manifest.labels_of(kept, task.columns)
+    found = manifest.labels_of(kept, task.columns)
+    if found is not None and any(stated):
+        labels[np.array(stated)] = found
     return labels if several else labels[:, 0]
 
 

@@ -16,10 +16,13 @@ from fedimaging.site.record import day_and_time
 
 WORDS = {
     "mean": "mean brightness", "deviation": "contrast (deviation)", "p01": "dark end (1st percentile)",
-    "p50": "median brightness", "p99": "bright end (99th percentile)", "sharpness": "sharpness (mean gradient)", "entropy": "entropy of brightness",
+    "p50": "median brightness",
+    "p99": "bright end (99th percentile)", "sharpness": "sharpness (mean gradient)",
+    "entropy": "entropy of brightness",
 }
 LEVEL_WORDS = {"none": "no drift found", "watch": "watch", "act": "act"}
 _WIDTH, _HEIGHT = 220, 44
+_MATTERS = 0.1  # a loss in a metric that nobody would call small
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,14 @@ def _bands(tree: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Iter
         else:
             remedy = "Run the same command with --acknowledge NAME --reason TEXT."
             yield Band("warning", "Nobody has acknowledged this look", remedy)
+    for one in tree["drift"]:
+        if one["what"] == "performance" and one["group"] is None and one["level"] == "none" and one["least"] > _MATTERS:
+            name = metric_words(one["name"]).label
+            yield Band("warning", f"Too few patients to tell whether {name} got worse", (
+                f"It was {one['before']:.3f} at release and is {one['after']:.3f} now (95 % interval {one['interval'][0]:.3f} "
+                f"to {one['interval'][1]:.3f}). Only a change for the worse of more than {one['least']:.2f} could be told "
+                "from chance."
+            ))
     if not tree["labelled"]:
         yield Band("calm", "Performance was not measured", (
             "The new manifest has no labels. That inputs and scores look alike does not show that the answers are still right."
@@ -108,9 +119,10 @@ def _row(one: Mapping[str, Any]) -> Row:
     else:
         name = metric_words(one["name"]).label if performance else WORDS.get(one["name"], one["name"])
     chance, group = one["adjusted"], "everybody" if one["group"] is None else f"{one['group'][0]}: {one['group'][1]}"
+    now = f"{one['after']:.3f}" + ("" if one["interval"] is None else " ({:.3f} to {:.3f})".format(*one["interval"]))
     index = "" if one["psi"] is None else f"{one['psi']:.2f}"
     return Row(
-        group, one["group"] is not None, name, f"{one['before']:.3f}", f"{one['after']:.3f}", index,
+        group, one["group"] is not None, name, f"{one['before']:.3f}", now, index,
         "< 0.001" if chance < 0.001 else f"{chance:.3f}", one["level"], _histograms(one),
     )
 

@@ -111,6 +111,9 @@ def test_performance_is_compared_by_both_intervals() -> None:
     found = performance_drift("auroc", None, kept, Interval(0.83, 0.7908, 0.8692, 40), lower_is_better=False)
     assert found is not None
     assert found.p_value == pytest.approx(0.00667, abs=2e-4)  # 0.07 is 2.475 standard errors of the difference
+    (alone,) = judged([found])
+    assert alone.least == pytest.approx(1.645 * 0.0283, abs=1e-3)
+    assert alone.interval == (0.7908, 0.8692)
     better = performance_drift("auroc", None, kept, Interval(0.95, 0.93, 0.97, 40), lower_is_better=False)
     assert better is not None
     assert better.p_value > 0.9
