@@ -183,6 +183,9 @@ def privacy_statement(unit: str) -> str:
     )
 
 
+_EXACT_SUMS = "Validation patients: the sums that the temperature was fitted to left each hospital without noise."
+
+
 def _privacy(study: Study, facts: Mapping[str, Any]) -> dict[str, Any] | None:
     if study.privacy is None:
         return None
@@ -190,6 +193,7 @@ def _privacy(study: Study, facts: Mapping[str, Any]) -> dict[str, Any] | None:
     not_protected = [
         *([release_words(study.policy)] if study.policy.release_evaluation in ("coarsened", "metrics", "scores") else []),
         *([steering_words(study)] if steering_words(study) else []),
+        *([_EXACT_SUMS] if study.evaluation.calibration != "none" and study.calibration_release == "exact" else []),
         *NOT_PROTECTED[:3],
         "Simulated noise follows from the study's seed so that runs can be repeated: whoever knows the seed can remove it. "
         "Hospitals use a cryptographic generator instead.",

@@ -123,3 +123,9 @@ def test_a_segmentation_is_not_tempered() -> None:
             "training": {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 4, "local_steps": 1}, "privacy": None,
             "federation": {}, "evaluation": {"calibration": "temperature"},
         }, "x")  # fmt: skip
+
+
+def test_exact_sums_of_a_private_run_are_named_among_what_is_not_protected(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    report = run(tiny_study(*ASKED, "privacy.engine=loop", "policy.release_calibration=exact"), tmp_path / "run")
+    assert [text for text in report["privacy"]["not_protected"] if text.startswith("Validation patients")]
+    assert report["calibration"]["tempering"]["charge"] is None

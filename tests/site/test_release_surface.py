@@ -224,8 +224,8 @@ def opened(root: Path, folder: Path) -> Site:
     return open_simulated_site(folder, 0)
 
 
-def answer(site: Site | Exception, instruction: TrainInstruction) -> Message:
-    """The hospital's reply to an instruction to train, through the client app."""
+def answer(site: Site | Exception, instruction: TrainInstruction, kind: str = "train") -> Message:
+    """The hospital's reply to an instruction, to train, through the client app."""
 
     def open_site(_: object, study: str) -> Site:
         if isinstance(site, Exception):
@@ -234,8 +234,28 @@ def answer(site: Site | Exception, instruction: TrainInstruction) -> Message:
 
     flower_internals.take_server_identity(1)
     with InProcessGrid(build_client_app(open_site), 1) as grid:
-        (reply,) = grid.send_and_receive([Message(wire.write_instruction(instruction), 1, "train")])
+        (reply,) = grid.send_and_receive([Message(wire.write_instruction(instruction), 1, kind)])
     return reply
+
+
+@pytest.mark.parametrize("release", ["noised", "exact", "none"])
+def test_13_a_calibration_is_nine_sums_and_the_size_of_their_noise(release: str, tmp_path: Path) -> None:
+    root = planted(tmp_path / "data")
+    rows = (root / "manifest.csv").read_text().split(",train\n", 8)
+    (root / "manifest.csv").write_text(",validation\n".join(rows[:-1]) + ",train\n" + rows[-1])
+    plain = study_of(root)
+    study = plain.model_copy(update={
+        "evaluation": plain.evaluation.model_copy(update={"calibration": "temperature"}),
+        "policy": plain.policy.model_copy(update={"release_calibration": release}),
+    })
+    hospitals.make_federation(study, hospitals.load_data(study), tmp_path / "run", "cpu").save()
+    site = open_simulated_site(tmp_path / "run", 0)
+    assert len(site.validation_records) > 0
+    reply = answer(site, TrainInstruction(study.fingerprint, ROUNDS, site.bench.start), "evaluate.calibrate")
+    sums = {"site": {"site": "str", "round": "int"}, "calibration": {"sums": "float32(9,)", "noise_std": "float32()"}}
+    assert surface(reply) == (REFUSED if release == "none" else sums)
+    assert leaks(reply) == []
+    assert charged(site) == (release == "noised")
 
 
 def charged(site: Site) -> int:
