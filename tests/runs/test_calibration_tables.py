@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedimaging.data.dataset import Dataset
-from fedimaging.results import SiteEvaluation
+from fedimaging.results import Arrays, SiteEvaluation
 from fedimaging.runs.calibration_tables import calibration_block, calibration_tables, holm
 from fedimaging.site.simulated import SimulatedFederation
 from fedimaging.study.schema import Study
@@ -27,7 +27,8 @@ def evaluations(seed: int, *, temperature: float = 1.0, shift: float = 0.0, pati
         moved = shift if site == "odd" else 0.0
         labels = (draw.random(patients) < 1 / (1 + np.exp(-odds - moved))).astype(np.int64)
         score = 1 / (1 + np.exp(-odds * (temperature if site == "odd" else 1.0)))
-        arrays = {"scores": np.stack([1 - score, score], 1).astype(np.float32), "labels": labels, "patient": np.arange(patients)}
+        scores = np.stack([1 - score, score], axis=1).astype(np.float32)
+        arrays: Arrays = {"scores": scores, "labels": labels, "patient": np.arange(patients)}
         found.append(SiteEvaluation(site, 1, 0.0, patients, {}, arrays, "scores"))
     return found
 

@@ -67,7 +67,8 @@ def test_slope_and_intercept_are_those_of_a_logistic_regression() -> None:
 
 
 def test_planted_faults_are_found_with_their_size() -> None:
-    hot, rare = ([drawn(600, seed, **fault) for seed in range(20)] for fault in ({"temperature": 2.5}, {"shift": 1.0}))
+    hot = [drawn(600, seed, temperature=2.5) for seed in range(20)]
+    rare = [drawn(600, seed, shift=1.0) for seed in range(20)]
     slopes = [slope_of(log_odds(one.probability), one.happened, one.patient) for one in hot]
     assert np.median([one.value for one in slopes]) == pytest.approx(1 / 2.5, rel=0.05)
     assert sum(one.low <= 1 / 2.5 <= one.high < 0.6 for one in slopes) >= 17
