@@ -67,7 +67,8 @@ def test_a_key_that_changes_nothing_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("later", 0), ("later", False), ("group", None), ("group", {"old": 1.0, "newer": 0}),
-                                            ("group", {"old": 2.0, "newer": False}), ("rounds", None)])
+                                            ("group", {"old": 2.0, "newer": False}), ("group", {"old": 1, "newer": False}),
+                                            ("rounds", None)])
 def test_at_any_other_value_a_key_stays(key: str, value: Any) -> None:
     """So that no two studies share a canonical form: equal by Python's == is not enough."""
     tree = {**TREE, "federation": {**TREE["federation"], key: value}}  # type: ignore[dict-item]
