@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fedimaging.errors import PrivacyError
 from fedimaging.privacy.clipping import ENGINES, Unsupported, choose_engine, clipped_sum
+from fedimaging.privacy.clipping.batch import NORM_TYPES
 from tests.privacy.privacy_networks import EveryLayer, Volume, class_losses, flat, mask_losses, scans
 
 RAGGED = [1, 3, 2, 4, 1]
@@ -70,6 +71,16 @@ def test_4_every_layer_and_every_awkward_use_of_one(engine: str, dtype: torch.dt
     model, batch = EveryLayer().to(dtype), scans(RAGGED, 17, 16, dtype=dtype)
     found = clipped_sum(model, class_losses, *batch, 5, 0.5, engine=engine)
     assert _relative(flat(found.sum), _oracle(model, class_losses, batch, 0.5)) < TOLERANCE[dtype]
+
+
+@engines
+def test_4_a_device_without_float64_gives_the_same_sum(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Apple's GPUs are, which CI does not have."""
+    monkeypatch.setitem(NORM_TYPES, "cpu", torch.float32)
+    model, batch = Plain().float(), scans(RAGGED, 9, 8, dtype=torch.float32)
+    found = clipped_sum(model, class_losses, *batch, 5, 0.5, engine=engine)
+    assert found.norms.dtype == torch.float32
+    assert _relative(flat(found.sum), _oracle(model, class_losses, batch, 0.5)) < TOLERANCE[torch.float32]
 
 
 @engines

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedimaging.privacy.clipping.batch import ClippedSum, Losses, UnitBatch, Unsupported, unit_batch
+from fedimaging.privacy.clipping.batch import ClippedSum, Losses, UnitBatch, Unsupported, norm_type, unit_batch
 from fedimaging.privacy.clipping.engines import ENGINES
 from fedimaging.privacy.clipping.memory import structure
 
@@ -107,7 +107,7 @@ def _run(
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    norms = [torch.linalg.vector_norm((a - b).double()) for a, b in zip(found, expected, strict=True)]
+    norms = [torch.linalg.vector_norm((a - b).to(norm_type(a.device))) for a, b in zip(found, expected, strict=True)]
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 

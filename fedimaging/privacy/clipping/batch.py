@@ -13,6 +13,8 @@ Losses = Callable[[Tensor, Tensor], Tensor]
 """(outputs (S, ...), targets (S, ...)) -> (S,): each scan's own loss, from its own output and target alone."""
 
 _RUN = 4096
+NORM_TYPES = {"mps": torch.float32}
+"""The type that norms are added up in, by device; float64 where nothing is said. Apple's GPUs have no float64."""
 
 
 class Unsupported(PrivacyError):
@@ -142,19 +144,25 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def norms_of(unit_gradients: list[Tensor]) -> Tensor:
-    """(U,) float64 norms over all parameters, from each parameter's unit gradients (U, *shape)."""
+    """(U,) norms, in `norm_type`, over all parameters, from each parameter's unit gradients (U, *shape)."""
     return torch.stack([squared_norms(part.reshape(len(part), -1)) for part in unit_gradients]).sum(0).sqrt()
 
 
 def squared_norms(x: Tensor) -> Tensor:
-    """(..., R) -> (...) float64. Runs of numbers are added up in x's own type, the runs in float64: over millions of
+    """(..., R) -> (...) in `norm_type`. Runs of numbers are added up in x's own type, the runs in float64: over millions of
     float32 numbers a plain sum would be wrong in the fifth digit, and so would be the clip."""
     whole = x.shape[-1] // _RUN * _RUN
-    total = torch.linalg.vector_norm(x[..., whole:], dim=-1).double().square()
+    wide = norm_type(x.device)
+    total = torch.linalg.vector_norm(x[..., whole:], dim=-1).to(wide).square()
     if whole:
         runs = torch.linalg.vector_norm(x[..., :whole].unflatten(-1, (-1, _RUN)), dim=-1)
-        total += runs.double().square().sum(-1)
+        total += runs.to(wide).square().sum(-1)
     return total
+
+
+def norm_type(device: torch.device) -> torch.dtype:
+    """The widest type of the device that norms can have."""
+    return NORM_TYPES.get(device.type, torch.float64)
 
 
 def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:

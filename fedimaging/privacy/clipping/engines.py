@@ -11,6 +11,7 @@ from fedimaging.privacy.clipping.batch import (
     Losses,
     UnitBatch,
     micro_batches,
+    norm_type,
     unit_batch,
     zero_sum,
 )
@@ -40,7 +41,7 @@ def _engine(method: Method, unit_bytes: UnitBytes) -> Engine:
         memory_mb: float | None = None,
     ) -> ClippedSum:
         batch = unit_batch(x, y, unit_of_scan, n_units)
-        norms = torch.zeros(n_units, device=x.device, dtype=torch.float64)
+        norms = torch.zeros(n_units, device=x.device, dtype=norm_type(x.device))
         if not len(x):
             return ClippedSum(zero_sum(model), norms, clip_norm)
         filled = batch.counts.nonzero().flatten()

@@ -19,6 +19,7 @@ from fedimaging.privacy.clipping.batch import (
     UnitBatch,
     Unsupported,
     clip_factors,
+    norm_type,
     scan_losses,
     squared_norms,
     trainable,
@@ -92,7 +93,7 @@ class _Books:
         self.batch, self.rough = batch, rough
         self.counts = batch.counts
         self.cancelled = torch.zeros((), dtype=torch.bool, device=batch.x.device)
-        self.squares = torch.zeros(len(batch), dtype=torch.float64, device=batch.x.device)
+        self.squares = torch.zeros(len(batch), dtype=norm_type(batch.x.device), device=batch.x.device)
         self.groups = list(_groups(batch.counts))
         self.kept: dict[nn.Parameter, list[Tensor]] = {}
         self.later: list[tuple[Use, Product, Tensor]] = []

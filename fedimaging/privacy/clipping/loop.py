@@ -8,6 +8,7 @@ from fedimaging.privacy.clipping.batch import (
     Losses,
     UnitBatch,
     clip_factors,
+    norm_type,
     norms_of,
     scan_losses,
     trainable,
@@ -18,7 +19,7 @@ from fedimaging.privacy.clipping.batch import (
 def sum_by_loop(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
     """The clipped sum, unit by unit. Memory: the activations of one unit and two gradients."""
     total = zero_sum(model)
-    norms = torch.zeros(len(batch), dtype=torch.float64)
+    norms = torch.zeros(len(batch), dtype=norm_type(batch.x.device))
     for unit in range(len(batch)):
         one = batch.units(unit, unit + 1)
         gradient = _unit_gradient(model, losses, one)

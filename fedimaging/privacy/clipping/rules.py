@@ -14,6 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fedimaging.privacy.clipping.batch import norm_type
+
 _BLOCK = 1 << 20  # numbers laid out at a time: stays near the cache and in memory that the allocator hands out again
 _GPU_BLOCK = 1 << 28  # a GPU wants few large calls
 _GRAM_OVERHEAD = 1e7  # operations that would take as long as the calls for two Gram matrices and one more gradient
@@ -68,15 +70,16 @@ class Product:
         return positions**2 * (rows + channels) + _GRAM_OVERHEAD / n < rows * columns * (0.3 * positions + 12)
 
     def squares(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Tensor:
-        """(U,) squared norms, float64, without forming the product.
+        """(U,) squared norms, in `norm_type`, without forming the product.
 
         A sum of products of inner products can cancel where the product itself would not: units for which it does
         so beyond float32's means are computed again in float64.
         """
         value, cancelled = self.rough_squares(layer, a, g, n)
         if a.dtype != torch.float64 and bool(cancelled.any()):
-            a, g = (part.unflatten(0, (n, -1))[cancelled].flatten(0, 1).double() for part in (a, g))
-            value[cancelled] = self.squares(layer, a, g, int(cancelled.sum()))
+            where = a.device if norm_type(a.device) == torch.float64 else torch.device("cpu")
+            a, g = (part.unflatten(0, (n, -1))[cancelled].flatten(0, 1).to(where).double() for part in (a, g))
+            value[cancelled] = self.squares(layer, a, g, int(cancelled.sum())).to(value)
         return value
 
     def rough_squares(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -84,7 +87,7 @@ class Product:
         found, size = [], []
         for rows, columns in self.grams(layer, a, g, n):
             terms = (rows * columns).flatten(1)
-            found.append(terms.sum(1, dtype=torch.float64))
+            found.append(terms.sum(1, dtype=norm_type(terms.device)))
             size.append(torch.linalg.vector_norm(terms, 1, dim=1))
         value = torch.cat(found).clamp_(min=0)
         return value, value < _CANCELLED * torch.cat(size)
