@@ -76,6 +76,9 @@ class SiteEvaluation:
     `release` is the mode of the hospital's policy. `predictions` (scores per scan, pseudonymous) are there only for
     `scores`, as in a simulation; `totals` (`privacy/released_metrics.py`) only for `noised`, where `metrics` follow from
     them, `loss` is NaN and `n_patients` is an estimate. For `coarsened` all figures are rounded.
+
+    Of the final model there is more where study and policy say so: `validation`, the same as `predictions` or `totals` for
+    validation patients; `groups`, what is released of groups of test patients (`site/groups.py`).
     """
 
     site: str
@@ -86,6 +89,8 @@ class SiteEvaluation:
     predictions: Arrays = field(default_factory=dict)
     release: str = "metrics"
     totals: Arrays = field(default_factory=dict)
+    validation: Arrays = field(default_factory=dict)
+    groups: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,17 @@ from pydantic import BaseModel, ConfigDict
 EvaluationRelease = Literal["none", "coarsened", "noised", "metrics", "scores"]
 """What may leave of an evaluation on a hospital's test patients (`site/evaluation.py`)."""
 
+GroupRelease = Literal["none", "noised", "metrics"]
+"""What may leave of groups of test patients (`site/groups.py`)."""
+
+
+def check_group_release(evaluation: EvaluationRelease, groups: GroupRelease) -> None:
+    """Groups leave with an evaluation, and no more exactly than it does. Error: ValueError."""
+    if groups != "none" and evaluation == "none":
+        raise ValueError(f"release_groups={groups} needs evaluations that leave: set release_evaluation, or release_groups: none")
+    if groups == "metrics" and evaluation not in ("metrics", "scores"):
+        raise ValueError(f"release_groups=metrics is more exact than release_evaluation={evaluation}: take noised, or none")
+
 
 CalibrationRelease = Literal["none", "noised", "exact"]
 """What may leave of a calibration on a hospital's validation patients (`site/calibration.py`)."""

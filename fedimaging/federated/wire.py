@@ -31,6 +31,7 @@ REFUSALS = (
 _INSTRUCTION, _WEIGHTS, _SITE, _UPDATE, _METRICS, _SCORES, _TOTALS, _CALIBRATION = (
     "instruction", "weights", "site", "update", "metrics", "scores", "totals", "calibration",
 )
+_VALIDATION, _GROUPS = "validation", "groups"
 
 
 _CALIBRATION_SHAPES = {"sums": (np.dtype(np.float32), (len(TEMPERATURES),)), "noise_std": (np.dtype(np.float32), ())}
@@ -141,16 +142,20 @@ def read_update(content: RecordDict, *, round: int, size: int) -> SiteUpdate:
 
 
 def write_evaluation(evaluation: SiteEvaluation) -> RecordDict:
-    """An evaluation: under which mode it leaves, metrics, and scores or noised totals where the policy says so."""
+    """An evaluation: under which mode it leaves, metrics, and where the policy says so scores or noised totals, of
+    validation patients too, and what is released of groups."""
     numbers = {"loss": float(evaluation.loss), "n_patients": int(evaluation.n_patients)}
     record = RecordDict({
         _SITE: ConfigRecord({"site": evaluation.site, "round": evaluation.round, "release": evaluation.release}),
         _METRICS: MetricRecord({**numbers, **{f"m.{k}": float(v) for k, v in evaluation.metrics.items()}}),
     })
-    if evaluation.predictions:
-        record[_SCORES] = ArrayRecord({name: Array(array) for name, array in evaluation.predictions.items()})
-    if evaluation.totals:
-        record[_TOTALS] = ArrayRecord({name: Array(array) for name, array in evaluation.totals.items()})
+    parts = {
+        _SCORES: evaluation.predictions, _TOTALS: evaluation.totals,
+        _VALIDATION: evaluation.validation, _GROUPS: evaluation.groups,
+    }
+    for key, arrays in parts.items():
+        if arrays:
+            record[key] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     return record
 
 
@@ -175,6 +180,8 @@ def read_evaluation(content: RecordDict, *, round: int) -> SiteEvaluation:
         predictions=_arrays(content.get(_SCORES)),
         release=str(head["release"]),
         totals=_arrays(content.get(_TOTALS)),
+        validation=_arrays(content.get(_VALIDATION)),
+        groups=_arrays(content.get(_GROUPS)),
     )
 
 

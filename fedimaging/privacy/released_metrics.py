@@ -16,7 +16,7 @@ Source: Dwork and Roth 2014, section 3 (sums and histograms); the accounting is 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,8 @@ EDGES = 1 / (1 + np.exp(-0.75 * np.arange(-7, 8)))
 """Public borders (15,) between the 16 bins of a score, even steps of log-odds: scores crowd near 0 and 1. The middle one
 is 0.5; a score on a border lies in the lower bin, as a tie is no positive."""
 BINS = len(EDGES) + 1
+GROUP = "by."
+"""Before a column's name, in what is released of groups."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,21 @@ class PatientTotals:
     sensitivity: float
 
 
-def ranking_totals(scores: np.ndarray, labels: np.ndarray, patient: np.ndarray, kind: str) -> PatientTotals:
+def ranking_totals(
+    scores: np.ndarray, labels: np.ndarray, patient: np.ndarray, kind: str, among: np.ndarray | None = None
+) -> PatientTotals:
     """Patients by score and truth: all that ranking metrics and those at the threshold 0.5 need.
 
     scores (S, K) probabilities, labels (S,) class numbers or (S, L) zeros and ones for `multilabel`, patient (S,).
     Gives `cells` (C, 2, BINS): for each of C columns (1 for binary, the classes one against the rest, the labels) the
     patients without and with it, by bin of the score; for `multiclass` also `confusion` (K, K), truth by prediction.
-    A scan is one 1 in each column and in the confusion, so the sensitivity is sqrt(C), or sqrt(K + 1).
+    A scan is one 1 in each column and in the confusion, so the sensitivity is sqrt(C), or sqrt(K + 1). `among` (S,) bool: only
+    these scans are counted, each for its share of all scans of the patient.
     """
     scores = np.nan_to_num(scores.astype(np.float64), nan=0.0, posinf=1.0, neginf=0.0)
     truth_SC, scores_SC = _columns(scores, labels, kind)
     places_SC = truth_SC * BINS + np.searchsorted(EDGES, scores_SC, side="left")
-    shares = _shares(patient)
+    shares = _shares(patient) if among is None else _shares(patient) * among
     cells = [np.bincount(places, shares, minlength=2 * BINS) for places in places_SC.T]
     arrays: Arrays = {"cells": np.reshape(cells, (len(cells), 2, BINS))}
     if kind == "multiclass":
@@ -63,18 +68,38 @@ def ranking_totals(scores: np.ndarray, labels: np.ndarray, patient: np.ndarray, 
     return PatientTotals(arrays, math.sqrt(len(cells) + (kind == "multiclass")))
 
 
-def overlap_totals(dice: np.ndarray, patient: np.ndarray) -> PatientTotals:
+def overlap_totals(dice: np.ndarray, patient: np.ndarray, among: np.ndarray | None = None) -> PatientTotals:
     """Sum of Dice and number of patients that have one, for each foreground class: `overlap` (K-1, 2).
 
     dice (S, K-1) in [0, 1], NaN where a scan neither has the class nor was given it. A patient's Dice is the mean over
-    the patient's scans that have one. The sensitivity is sqrt(2 (K-1)).
+    the patient's scans that have one. The sensitivity is sqrt(2 (K-1)). `among`: as for `ranking_totals`.
     """
     rows = []
     for column in dice.T:
         there = np.isfinite(column)
-        shares = _shares(patient[there])
+        shares = _shares(patient[there]) if among is None else _shares(patient[there]) * among[there]
         rows.append([float(shares @ np.clip(column[there], 0.0, 1.0)), float(shares.sum())])
     return PatientTotals({"overlap": np.array(rows)}, math.sqrt(2 * len(rows)))
+
+
+def group_totals(
+    totals_among: Callable[[np.ndarray], PatientTotals], groups: Mapping[str, Sequence[np.ndarray]]
+) -> PatientTotals:
+    """Totals of groups: for each column `GROUP` + its name, those of its groups one after the other (V, ...), without a
+    confusion.
+
+    `totals_among(keep)`: the totals of these scans (S,) bool, as above. `groups`: column -> a mask (S,) for each group, of which
+    no two share a scan. A patient's scans have shares that add up to one, in whatever groups of a column they are; so a patient
+    moves the totals of one column by at most the sensitivity s of ungrouped totals, and those of G columns together by at most
+    s * sqrt(G): each further column costs noise in all of them.
+    """
+    arrays, reach = {}, 0.0
+    for column, masks in groups.items():
+        parts = [totals_among(mask) for mask in masks]
+        name = "overlap" if "overlap" in parts[0].arrays else "cells"
+        arrays[GROUP + column] = np.stack([part.arrays[name] for part in parts])
+        reach = parts[0].sensitivity if name == "overlap" else math.sqrt(len(parts[0].arrays[name]))
+    return PatientTotals(arrays, reach * math.sqrt(len(groups)))
 
 
 def totals_shapes(kind: str, outputs: int) -> dict[str, tuple[int, ...]]:

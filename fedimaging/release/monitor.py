@@ -32,9 +32,9 @@ from fedimaging.release.opened import Release
 from fedimaging.release.reference import image_scores
 from fedimaging.results import Interval
 from fedimaging.runs.assemble import primary_metric
-from fedimaging.runs.groups import NOT_STATED, groups_of_rows
 from fedimaging.runs.worst import LOWER_IS_BETTER
 from fedimaging.site.audit_log import AuditLog, read
+from fedimaging.site.groups import NOT_STATED, columns_of, groups_of_rows
 from fedimaging.training.bootstrap import interval
 from fedimaging.training.metrics import classification_statistics
 
@@ -135,14 +135,14 @@ def read_scans(release: Release, path: Path) -> NewScans:
         parts.append(release.predict(images))
     kind = study.task.kind
     patients = np.array(table.values["patient_id"])
-    columns = {name: np.array(table.values[name]) for name in release.reference["groups"] if name in table.values}
+    known = [name for name in release.reference["groups"] if all(one in table.values for one in columns_of(name))]
     bands = study.evaluation.age_bands
     return NewScans(
         patients, np.concatenate([one.inputs for one in parts]),
         np.concatenate([image_scores(one.probability, kind) for one in parts]),
         np.concatenate([image_scores(one.uncalibrated, kind) for one in parts]),
         np.concatenate([one.strangeness for one in parts]), labels,
-        {name: groups_of_rows(texts, patients, name, bands) for name, texts in columns.items()},
+        {name: groups_of_rows(table.values, patients, name, bands) for name in known},
     )
 
 

@@ -24,7 +24,8 @@ from fedimaging.release.features import INPUT_FEATURES, feature_range, input_fea
 from fedimaging.release.inference import probabilities
 from fedimaging.release.source import Source
 from fedimaging.release.strangeness import FLAG_ABOVE, fitted
-from fedimaging.runs.groups import NOT_STATED, TOO_FEW, groups_of
+from fedimaging.runs.groups import TOO_FEW
+from fedimaging.site.groups import NOT_STATED, groups_of
 
 SCHEMA = "fedimaging reference 1"
 _INPUT_EDGES, _SCORE_EDGES = 101, 21  # fine, for many features of one sort of scan lie close together; cells are joined anyway
@@ -42,7 +43,7 @@ def reference_of(source: Source, counting: Counting) -> dict[str, Any]:
     everybody = np.ones(len(rows), bool)
     groups: dict[str, Any] = {}
     for column in source.study.evaluation.groups:
-        of_row = groups_of(source.study, data, column)[rows]
+        of_row = groups_of(source.study.evaluation, data, column)[rows]
         groups[column] = {
             name: {"n_patients": counting.number(len(np.unique(patients[of_row == name])))}
             | _histograms(source, inputs, scores, patients, of_row == name)

@@ -54,7 +54,10 @@ def head(
         "memory_format": {"name": facts["memory_format"], "reason": facts["memory_format_reason"]},
         "data_fingerprint": dataset.fingerprint,
         "privacy": _privacy(study, facts),
-        "released": {"evaluation": study.policy.release_evaluation, "words": release_words(study.policy)},
+        "released": {
+            "evaluation": study.policy.release_evaluation, "words": release_words(study.policy),
+            "groups": "scores" if study.policy.release_evaluation == "scores" else study.policy.release_groups,
+        },
     }
 
 

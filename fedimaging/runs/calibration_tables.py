@@ -45,10 +45,8 @@ def calibration_tables(
     finite = scored and study.task.kind != "segmentation" and all(np.isfinite(e.predictions["scores"]).all() for e in scored)
     if not finite:
         return {"before": None, "after": None}
-    group_of = {
-        column: {e.site: groups.groups_of(study, dataset, column)[groups.test_rows(federation, e.site)] for e in scored}
-        for column in study.evaluation.groups
-    }
+    known_groups = groups.simulated_groups(study, dataset, federation)
+    group_of = {column: {e.site: known_groups(e, column) for e in scored} for column in study.evaluation.groups}
     before = _tables(study, scored, group_of)
     if temperature is None:
         return {"before": before, "after": None}

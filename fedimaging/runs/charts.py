@@ -84,76 +84,83 @@ def _rounds_axis(xs: Sequence[float]) -> Axis:
     return Axis(low, high, (low, *middle, high))
 
 
-def line_chart(title: str, lines: Sequence[Line], *, limit: tuple[str, float] | None = None, **axis: bool) -> Markup:
-    """Lines over rounds. `limit` is a named dashed horizontal line; `axis` goes to `round_axis`. Empty: no points."""
+def line_chart(
+    title: str, lines: Sequence[Line], *, limit: tuple[str, float] | None = None, across: Axis | None = None,
+    across_name: str = "round", **axis: bool,
+) -> Markup:
+    """Lines over rounds, or over whatever `across` measures. `limit` is a named dashed horizontal line; `axis` goes to
+    `round_axis`. Empty: no points."""
     drawn = [line for line in lines if line.measured()]
     if not drawn:
         return Markup("")
     xs = [x for line in drawn for x, _ in line.measured()]
     ys = [y for line in drawn for _, y in line.measured()] + ([limit[1]] if limit else [])
-    across, up = _rounds_axis(xs), round_axis(ys, **axis)
+    across, up = across or _rounds_axis(xs), round_axis(ys, **axis)
     back_to_front = sorted(drawn, key=lambda line: line.look == "main")
     body = Markup("").join([
-        _grid(across, up),
+        grid(across, up, across_name),
         Markup('<svg width="100%" height="{0}" viewBox="0 0 {1} {0}" preserveAspectRatio="none" overflow="visible">{2}'
                "</svg>").format(PLOT_HEIGHT, _VIEW_WIDTH, Markup("").join(_path(e, across, up) for e in back_to_front)),
-        *(_dots(line, across, up) for line in back_to_front),
+        *(_dots(line, across, up, across_name) for line in back_to_front),
         _limit(limit, up) if limit else Markup(""),
     ])
-    label = f"{title}. " + " ".join(_line_words(line) for line in drawn[:12])
+    label = f"{title}. " + " ".join(_line_words(line, across_name) for line in drawn[:12])
     frame = Markup('<svg class="plot" role="img" aria-label="{}" width="100%" height="{}" overflow="visible">{}</svg>')
     return frame.format(label, PLOT_HEIGHT, body)
 
 
-def _line_words(line: Line) -> str:
+def _line_words(line: Line, across_name: str) -> str:
     points = line.measured()
     (x0, y0), (x1, y1) = points[0], points[-1]
-    return f"{line.name}: {y0:.4g} in round {x0:g}, {y1:.4g} in round {x1:g}."
+    return f"{line.name}: {y0:.4g} in {across_name} {x0:g}, {y1:.4g} in {across_name} {x1:g}."
 
 
-def _y(axis: Axis, value: float) -> float:
+def height_of(axis: Axis, value: float) -> float:
+    """y of a value, px from the top of a chart of PLOT_HEIGHT."""
     return round((1 - axis.fraction(value)) * PLOT_HEIGHT, 2)
 
 
-def _percent(axis: Axis, value: float) -> float:
+def percent(axis: Axis, value: float) -> float:
+    """x of a value, percent of the width."""
     return round(axis.fraction(value) * 100, 3)
 
 
-def _grid(across: Axis, up: Axis) -> Markup:
+def grid(across: Axis, up: Axis, across_name: str) -> Markup:
+    """Horizontal lines and the labels of both axes of a chart of PLOT_HEIGHT."""
     rows = [
         Markup('<line class="grid" x1="0" x2="100%" y1="{0}" y2="{0}"/><text class="tick" x="-8" y="{0}" dy="0.32em" '
-               'text-anchor="end">{1}</text>').format(_y(up, tick), text)
+               'text-anchor="end">{1}</text>').format(height_of(up, tick), text)
         for tick, text in zip(up.ticks, up.tick_texts(), strict=True)
     ]
     columns = [
         Markup('<text class="tick" x="{}%" y="{}" text-anchor="middle">{:g}</text>').format(
-            _percent(across, tick), PLOT_HEIGHT + 18, tick)
+            percent(across, tick), PLOT_HEIGHT + 18, tick)
         for tick in across.ticks
     ]
-    name = Markup('<text class="tick" x="50%" y="{}" text-anchor="middle">round</text>').format(PLOT_HEIGHT + 34)
+    name = Markup('<text class="tick" x="50%" y="{}" text-anchor="middle">{}</text>').format(PLOT_HEIGHT + 34, across_name)
     return Markup("").join([*rows, *columns, name])
 
 
 def _path(line: Line, across: Axis, up: Axis) -> Markup:
-    points = " ".join(f"{across.fraction(x) * _VIEW_WIDTH:.1f},{_y(up, y)}" for x, y in line.measured())
+    points = " ".join(f"{across.fraction(x) * _VIEW_WIDTH:.1f},{height_of(up, y)}" for x, y in line.measured())
     return Markup('<polyline class="line {}" points="{}" vector-effect="non-scaling-stroke"><title>{}</title>'
                   "</polyline>").format(line.look, points, line.name)
 
 
-def _dots(line: Line, across: Axis, up: Axis) -> Markup:
+def _dots(line: Line, across: Axis, up: Axis, across_name: str) -> Markup:
     points = line.measured()
     if len(points) > _MOST_DOTS:
         return Markup("")
     radius = 1.6 if line.look.startswith("site") and len(points) > 1 else 3
     return Markup("").join(
-        Markup('<circle class="dot {}" cx="{}%" cy="{}" r="{}"><title>{}, round {:g}: {:.4g}</title></circle>').format(
-            line.look, _percent(across, x), _y(up, y), radius, line.name, x, y)
+        Markup('<circle class="dot {}" cx="{}%" cy="{}" r="{}"><title>{}, {} {:g}: {:.4g}</title></circle>').format(
+            line.look, percent(across, x), height_of(up, y), radius, line.name, across_name, x, y)
         for x, y in points
     )
 
 
 def _limit(limit: tuple[str, float], up: Axis) -> Markup:
-    y = _y(up, limit[1])
+    y = height_of(up, limit[1])
     return Markup('<line class="limit" x1="0" x2="100%" y1="{0}" y2="{0}"/><text class="limit-name" x="6" y="{1}">'
                   "{2}</text>").format(y, y + 15, limit[0])
 
@@ -167,7 +174,7 @@ def interval_row(intervals: Sequence[tuple[str, Interval | None]], axis: Axis) -
     height = 22 if len(intervals) < 2 else 12 + 11 * len(intervals)
     ticks = Markup("").join(
         Markup('<line class="grid" x1="{0}%" x2="{0}%" y1="0" y2="{1}"/><text class="tick" x="{0}%" y="{2}" '
-               'text-anchor="middle">{3}</text>').format(_percent(axis, tick), height, height + 11, text)
+               'text-anchor="middle">{3}</text>').format(percent(axis, tick), height, height + 11, text)
         for tick, text in zip(axis.ticks, axis.tick_texts(), strict=True)
     )
     marks = [
@@ -181,11 +188,11 @@ def interval_row(intervals: Sequence[tuple[str, Interval | None]], axis: Axis) -
 
 
 def _interval_mark(name: str, interval: Interval, axis: Axis, *, y: float, look: int) -> Markup:
-    x = _percent(axis, interval.value)
+    x = percent(axis, interval.value)
     whisker = Markup("")
     if math.isfinite(interval.low) and math.isfinite(interval.high):
         whisker = Markup('<line class="whisker s{0}" x1="{1}%" x2="{2}%" y1="{3}" y2="{3}"/>').format(
-            look, _percent(axis, interval.low), _percent(axis, interval.high), y)
+            look, percent(axis, interval.low), percent(axis, interval.high), y)
     title = f"{name}: {interval.value:.3f}"
     # A zero-size nested svg moves the origin to a percentage, where a path in px can be drawn undistorted.
     return Markup('{}<svg x="{}%" y="{}" width="1" height="1" overflow="visible"><path class="mark s{}" d="{}">'
@@ -220,7 +227,7 @@ def share_key(number: int) -> Markup:
 def interval_ruler(axis: Axis) -> Markup:
     """The tick labels that stand above a column of `interval_row`s drawn on the same axis."""
     tick = Markup('<text class="tick" x="{}%" y="11" text-anchor="middle">{}</text>')
-    ticks = [tick.format(_percent(axis, at), text) for at, text in zip(axis.ticks, axis.tick_texts(), strict=True)]
+    ticks = [tick.format(percent(axis, at), text) for at, text in zip(axis.ticks, axis.tick_texts(), strict=True)]
     frame = Markup('<svg class="ruler" width="100%" height="14" overflow="visible" aria-hidden="true">{}</svg>')
     return frame.format(Markup("").join(ticks))
 

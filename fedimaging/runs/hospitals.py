@@ -13,6 +13,7 @@ from fedimaging.privacy.accounting import epsilon
 from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.dpsgd import DpPlan
 from fedimaging.privacy.released_metrics import release_charge
+from fedimaging.site.final_parts import final_charges
 from fedimaging.site.plan import charges_of, inverse_noise, prepare_data, private_plan, update_noise
 from fedimaging.site.simulated import SimulatedFederation
 from fedimaging.study.schema import Study
@@ -120,9 +121,10 @@ def with_evaluation_budgets(federation: SimulatedFederation, dataset: Dataset) -
     calibration are charged."""
     study = federation.study
     noised, calibration = study.policy.release_evaluation == "noised", _calibration(study)
-    evaluations = _evaluations(study, study.evaluations_by(study.federation.rounds) if noised else 0)
+    asked = _evaluations(study, study.evaluations_by(study.federation.rounds) if noised else 0)
+    evaluations = [*asked, *final_charges(study, study.policy)]
     budgets = dict(federation.budgets)
-    for name in {*(federation.test_names if noised else ()), *(federation.train_names if calibration else ())} - budgets.keys():
+    for name in {*(federation.test_names if evaluations else ()), *(federation.train_names if calibration else ())} - budgets.keys():
         place = federation.names.index(name)
         rows = np.flatnonzero((federation.test_site == place) | (federation.validation_site == place))
         delta = min(1e-5, max(1, len(np.unique(dataset.patient_ids[rows]))) ** -1.1)
@@ -210,7 +212,7 @@ def planned_charges(study: Study, plan: DpPlan, rounds: int) -> list[Charge]:
     """What the first so many rounds of the study cost a simulated hospital that trains and evaluates."""
     policy = study.policy
     noise = policy.evaluation_noise_multiplier if policy.release_evaluation == "noised" else None
-    return charges_of(study, plan, rounds, noise, None)
+    return charges_of(study, plan, rounds, noise, None, final_parts=final_charges(study, policy))
 
 
 def whole_cost(study: Study, plan: DpPlan) -> list[Charge]:

@@ -28,7 +28,7 @@ def metric_table(study: Study, evaluations: Sequence[SiteEvaluation]) -> Table:
     out.
     """
     scored = [e for e in evaluations if e.predictions]
-    noised = [e for e in evaluations if _possible(study, e.totals)]
+    noised = [e for e in evaluations if possible_totals(study, e.totals)]
     table: Mapping[str, Interval]
     if scored:
         table = _from_scores(study, scored)
@@ -38,6 +38,11 @@ def metric_table(study: Study, evaluations: Sequence[SiteEvaluation]) -> Table:
     else:
         table = _from_metrics(evaluations)
     return {name: interval.as_json() for name, interval in table.items()}
+
+
+def quick_metric(study: Study) -> str:
+    """The metric that hospitals release which release no scores and no totals."""
+    return "dice" if study.task.kind == "segmentation" else "auroc"
 
 
 def release_words(policy: SimulatedHospitals) -> str:
@@ -69,7 +74,7 @@ def _from_scores(study: Study, found: Sequence[SiteEvaluation]) -> Mapping[str, 
     )
 
 
-def _possible(study: Study, totals: Mapping[str, np.ndarray]) -> bool:
+def possible_totals(study: Study, totals: Mapping[str, np.ndarray]) -> bool:
     """Finite float32 totals of the task's own shapes: a hospital that lies spoils no table but its own."""
     shapes = totals_shapes(study.task.kind, study.task.n_outputs)
     return (

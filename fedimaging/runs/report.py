@@ -77,7 +77,7 @@ def _results(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "metric": metric_words(report_view.primary_metric(report)),
         "held_out": held_out, "held_out_ruler": interval_ruler(held_out_axis), "curves": curves(report),
-        "groups": groups, "groups_ruler": interval_ruler(groups_axis),
+        "groups": groups, "groups_ruler": interval_ruler(groups_axis), "groups_words": report_groups.source_words(report),
         "personal": report_personal.personal_section(report), "fairness": report_personal.fairness_section(report),
         "series": [name for name, _ in report_tables.baseline_series(report)],
         "compared": compared, "compared_ruler": interval_ruler(compared_axis),

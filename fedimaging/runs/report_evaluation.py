@@ -9,9 +9,18 @@ from markupsafe import Markup
 
 from fedimaging.results import Interval
 from fedimaging.runs.charts import interval_row, interval_ruler
+from fedimaging.runs.report_decisions import RATE_WORDS, decision_figure, operating_view
+from fedimaging.runs.report_lesions import lesions_view
 from fedimaging.runs.report_matrix import matrix_view
 from fedimaging.runs.report_tables import PlotRow
-from fedimaging.runs.report_text import count_text, duration_text, humanise, metric_words, read_interval, spread_text
+from fedimaging.runs.report_text import (
+    count_text,
+    difference_text,
+    duration_text,
+    metric_words,
+    read_interval,
+    spread_text,
+)
 from fedimaging.runs.report_view import Card, Report, metric_axis, part, primary_metric, result_text
 
 
@@ -28,8 +37,16 @@ class LeaveOneOut:
 
 def evaluation_view(report: Report) -> dict[str, Any]:
     """What `report_evaluation.html.j2` shows; `nav`: (id, words) of the sections that are there."""
-    view: dict[str, Any] = {"matrix": matrix_view(report), "left_out": _left_out(report), "held_out_gap": _held_out_gap(report)}
-    sections = (("matrix", "matrix", "Hospital × hospital"), ("left_out", "leave-one-out", "Leave one out"))
+    view: dict[str, Any] = {
+        "matrix": matrix_view(report), "left_out": _left_out(report), "held_out_gap": _held_out_gap(report),
+        "point": operating_view(report), "decision": decision_figure(report), "lesions": lesions_view(report),
+        "rates": list(RATE_WORDS.values()),
+    }
+    sections = (
+        ("matrix", "matrix", "Hospital × hospital"), ("left_out", "leave-one-out", "Leave one out"),
+        ("point", "operating-point", "Operating point"), ("decision", "decision-curve", "Net benefit"),
+        ("lesions", "lesions", "Lesions"),
+    )
     return view | {"nav": [(place, words) for name, place, words in sections if view[name]]}
 
 
@@ -40,7 +57,7 @@ def worst_cards(report: Report) -> list[Card]:
     if hospital:
         cards.append(_worst_card(f"Worst hospital: {hospital['hospital']}", hospital, "hospital"))
     if group:
-        name = f"{humanise(group['column']).lower()} {group['group']}"
+        name = f"{group['column'].replace('_', ' ').replace('+', ' and ')} {group['group']}"
         cards.append(_worst_card(f"Worst group: {name}", group, "group"))
     return cards
 
@@ -77,20 +94,6 @@ def _external_text(report: Report, metric: str, interval: Interval | None, why: 
         return f"not defined ({why})"
     patients = f", {count_text(interval.n_patients, 'patient')}" if interval else ""
     return f"{result_text(report, metric, interval)}{patients}"
-
-
-def difference_text(interval: Interval | None, digits: int) -> str:
-    """`+0.031 (−0.004–0.060)`: a difference with its sign."""
-    if interval is None or math.isnan(interval.value):
-        return "not defined"
-    if math.isnan(interval.low):
-        return f"{_signed(interval.value, digits)} (no interval)"
-    return f"{_signed(interval.value, digits)} ({_signed(interval.low, digits)} to {_signed(interval.high, digits)})"
-
-
-def _signed(value: float, digits: int) -> str:
-    text = f"{value:+.{digits}f}".replace("-", "−")
-    return text.lstrip("+−") if float(f"{value:.{digits}f}") == 0 else text
 
 
 def _mean_words(table: Mapping[str, Any], metric: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedimaging.runs.charts import Axis, interval_row
 from fedimaging.runs.report_tables import PlotRow
-from fedimaging.runs.report_text import count_text, humanise, interval_text, metric_words, read_interval
+from fedimaging.runs.report_text import count_text, difference_text, humanise, metric_words, read_interval
 from fedimaging.runs.report_view import Report, metric_axis, part, primary_metric, result_text
 
 _TOO_FEW = "too few"
@@ -38,8 +38,22 @@ def group_tables(report: Report) -> tuple[list[GroupTable], Axis]:
             for value, one in found.items()
         )
         gap = part(part(report, "group_gaps"), column)
-        tables.append(GroupTable(humanise(column), rows, _gap_words(metric, gap), _few_words(columns[column].get(_TOO_FEW))))
+        name, few = humanise(column.replace("+", " and ")), columns[column].get(_TOO_FEW)
+        tables.append(GroupTable(name, rows, _gap_words(metric, gap), _few_words(few)))
     return tables, axis
+
+
+def source_words(report: Report) -> str:
+    """Where the figures of groups come from."""
+    how = part(report, "released").get("groups")
+    return {
+        None: "", "none": "",
+        "scores": "This simulation knows each test patient; a real hospital sends no score and no column, only what its policy "
+                  "allows of groups.",
+        "noised": "Each hospital released counts of every group with noise, charged to its ledger; the intervals hold the noise.",
+        "metrics": "Each hospital released exact metrics of its large enough groups, without noise: these carry no protection.",
+        "policy": "They follow from what each hospital’s own policy releases of groups.",
+    }[how]
 
 
 def _gap_words(metric: str, gap: Mapping[str, Any]) -> str:
@@ -47,10 +61,15 @@ def _gap_words(metric: str, gap: Mapping[str, Any]) -> str:
     if found is None:
         return "Fewer than two groups have a result, so there is no gap to tell."
     words = metric_words(metric)
-    return (
+    differs = (
         f"Between {gap['best']} (best) and {gap['worst']} (worst) {words.label} differs by "
-        f"{interval_text(found, words.digits)}, 95 % interval over patients. Groups of these sizes dealt at random lie as far "
-        f"apart with probability {gap['p_value']:.2g} (permutation test)."
+        f"{difference_text(found, words.digits)}, 95 % interval"
+    )
+    if gap["p_value"] is None:
+        return f"{differs}; no test is made without scores of single patients."
+    return (
+        f"{differs} over patients. Groups of these sizes dealt at random lie as far apart with probability "
+        f"{gap['p_value']:.2g} (permutation test)."
     )
 
 

@@ -79,6 +79,20 @@ def spread_text(interval: Interval, digits: int = 3) -> str:
     return f"{interval.low:.{digits}f}–{interval.high:.{digits}f}"
 
 
+def difference_text(interval: Interval | None, digits: int) -> str:
+    """`+0.031 (−0.004–0.060)`: a difference with its sign."""
+    if interval is None or math.isnan(interval.value):
+        return "not defined"
+    if math.isnan(interval.low):
+        return f"{_signed(interval.value, digits)} (no interval)"
+    return f"{_signed(interval.value, digits)} ({_signed(interval.low, digits)} to {_signed(interval.high, digits)})"
+
+
+def _signed(value: float, digits: int) -> str:
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text.lstrip("+−") if float(f"{value:.{digits}f}") == 0 else text
+
+
 def epsilon_text(epsilon: float | None) -> str:
     """Two decimals, rounded up: a printed epsilon is never smaller than the one spent."""
     if epsilon is None or math.isnan(epsilon):

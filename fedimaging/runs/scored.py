@@ -35,6 +35,11 @@ def laid_end_to_end(evaluations: Sequence[SiteEvaluation]) -> Scored:
     return _joined([(e.site, e.predictions) for e in evaluations])
 
 
+def validation_of(evaluations: Sequence[SiteEvaluation]) -> Scored:
+    """The same of their validation scans."""
+    return _joined([(e.site, e.validation) for e in evaluations])
+
+
 def _joined(parts: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Scored:
     names = [name for name in parts[0][1] if name != "patient"]
     arrays = {name: np.concatenate([part[name] for _, part in parts]) for name in names}

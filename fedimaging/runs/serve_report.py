@@ -5,7 +5,10 @@ from typing import Any
 
 from fedimaging.results import SiteEvaluation
 from fedimaging.runs import assemble, machine
+from fedimaging.runs.beyond import released_blocks
 from fedimaging.runs.fairness_facts import steering_words
+from fedimaging.runs.groups import group_tables
+from fedimaging.runs.worst import worst_group, worst_hospital
 from fedimaging.study.schema import Study
 from fedimaging.training.workbench import Workbench
 
@@ -17,7 +20,7 @@ def server_report(
     """report.json of a deployment. Absent, because hospitals do not tell: patients, scans, prevalence, pictures, and what
     each ledger says; `privacy.kept_by_hospitals` says where that is to be found."""
     tables = assemble.arm_tables(study, evaluations, frozenset(study.hospitals.held_out))
-    return {
+    report = {
         **assemble.study_facts(study, bench),
         "created": facts["created"],
         "machine": machine.machine(str(bench.device)),
@@ -30,7 +33,12 @@ def server_report(
         "seconds": assemble.seconds(rounds, {"total": seconds}),
         "bytes_per_round_per_site": 2 * 4 * bench.shared_size,
         "peak_memory_mb": machine.peak_memory_mb(),
+        "released": {"groups": "policy"},
+        **group_tables(study, evaluations, None, study.evaluation.minimum_group),
+        **released_blocks(study, evaluations),
     }
+    worst = {"worst_hospital": worst_hospital(report, study.evaluation.minimum_group), "worst_group": worst_group(report)}
+    return report | worst
 
 
 def _sites(

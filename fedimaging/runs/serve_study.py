@@ -22,6 +22,7 @@ from fedimaging.files import write_json
 from fedimaging.results import RoundResult, SiteCalibration, SiteEvaluation
 from fedimaging.runs import assemble
 from fedimaging.runs.fairness_facts import fairness_facts
+from fedimaging.runs.groups import check_public
 from fedimaging.runs.live import LiveView
 from fedimaging.runs.personal import personal_facts
 from fedimaging.runs.run_dir import RunDir
@@ -73,6 +74,7 @@ def check_deployable(study: Study, folder: ServerFolder) -> None:
     if study.federation.minimum_replies > min(asked, len(study.hospitals.training_sites)):
         rule = "is above the number of hospitals that train in a round"
         raise StudyError(bad_value("federation.minimum_replies", study.federation.minimum_replies, rule, "lower it"))
+    check_public(study)
     if study.privacy is not None and study.privacy.secure_sum != "none":
         raise StudyError(f"privacy.secure_sum={study.privacy.secure_sum!r} is for simulations; real hospitals refuse it.")
     _public_weights(study, folder)

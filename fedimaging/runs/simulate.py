@@ -269,7 +269,8 @@ def _tables(run: _Run, evaluations: list[SiteEvaluation]) -> dict[str, Any]:
 
 
 def _group_tables(run: _Run, evaluations: list[SiteEvaluation]) -> dict[str, Any]:
-    return groups.group_tables(run.study, run.dataset, run.federation, evaluations)
+    found = groups.simulated_groups(run.study, run.dataset, run.federation)
+    return groups.group_tables(run.study, evaluations, found, groups.least_shown(run.study))
 
 
 def _local_models(run: _Run) -> list[LocalModel]:
@@ -327,7 +328,7 @@ def _finish(run: _Run, federated: _Arm, blocks: Mapping[str, Any], left_out: Seq
     tree["sites"] = assemble.site_facts(run.federation, run.dataset, tree.pop("sites"), run.folder.rounds())
     tree["calibration"] = calibration_block(run.study, run.dataset, run.federation, federated.evaluations, federated.tempering)
     write_calibration(run.folder.path, federated.tempering)
-    tree |= evaluation_blocks(run.study, run.federation, tree, federated.evaluations, left_out)
+    tree |= evaluation_blocks(run.study, run.dataset, run.federation, tree, federated.evaluations, left_out)
     if run.options.report:
         from fedimaging.runs.illustrate import illustrate
 

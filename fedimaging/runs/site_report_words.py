@@ -90,6 +90,9 @@ def not_protected(policy: SitePolicy, *, private: bool) -> list[str]:
         texts.insert(0, evaluations[policy.release_evaluation])
     if policy.release_calibration == "exact":
         texts.insert(0, "Validation patients: exact sums over them leave for a study's calibration, without noise.")
+    if policy.release_groups == "metrics":
+        texts.insert(0, f"Groups of test patients in which each answer has {policy.minimum_group} patients or more: exact "
+                        "metrics of them leave, without noise.")
     if not private:
         texts.insert(0, "Training patients of a study without differential privacy: a model can give away what it learnt from.")
     return texts

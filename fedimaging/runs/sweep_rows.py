@@ -67,8 +67,9 @@ def _figures(block: Mapping[str, Any], held_out: set[str]) -> Iterator[tuple[str
         result = read_interval(gap)
         if result is not None:
             yield "group", column, f"gap_{gap['metric']}", result
-            p_value = Interval(float(gap["p_value"]), float("nan"), float("nan"), result.n_patients)
-            yield "group", column, "p_value", p_value
+            if gap["p_value"] is not None:
+                p_value = Interval(float(gap["p_value"]), float("nan"), float("nan"), result.n_patients)
+                yield "group", column, "p_value", p_value
 
 
 def _mean(found: Sequence[Interval | None]) -> Interval:

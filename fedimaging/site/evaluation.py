@@ -46,7 +46,7 @@ def noised_reply(site: str, round: int, totals: Arrays) -> SiteEvaluation:
 
 def size_of(reply: SiteEvaluation) -> int:
     """Bytes of figures in a reply: loss, number of patients, metrics, and whatever arrays go with them."""
-    arrays = [*reply.predictions.values(), *reply.totals.values()]
+    arrays = [array for part in (reply.predictions, reply.totals, reply.validation, reply.groups) for array in part.values()]
     return 8 * (2 + len(reply.metrics)) + sum(array.nbytes for array in arrays)
 
 

@@ -1,6 +1,7 @@
 """What a study means at one hospital: which data it reads, the private plan of its rounds, and what all of them cost."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,9 +80,10 @@ def inverse_noise(study: Study, n_units: int) -> float:
 
 def charges_of(
     study: Study, plan: DpPlan | None, rounds: int, evaluation_noise: float | None, calibration_noise: float | None, *,
-    after: int = 0,
+    after: int = 0, final_parts: Sequence[Charge] = (),
 ) -> list[Charge]:
-    """What the rounds from `after` + 1 to `rounds` of the study cost a hospital.
+    """What the rounds from `after` + 1 to `rounds` of the study cost a hospital. `final_parts`: what the final model's
+    evaluation costs more (`final_parts.py`).
 
     plan None: it does not train privately. evaluation_noise: the noise multiplier of its evaluations; None where they
     are released without noise (and so uncharged), or not at all. calibration_noise: the same of the calibration, which
@@ -90,5 +92,7 @@ def charges_of(
     training = [] if plan is None else [plan.charge(plan.steps_per_round * (rounds - after))]
     asked = study.evaluations_by(rounds) - study.evaluations_by(after)
     evaluations = [] if evaluation_noise is None else [release_charge(evaluation_noise)] * asked
-    calibrates = study.evaluation.calibration != "none" and after < study.federation.rounds <= rounds
-    return [*training, *evaluations, *([release_charge(calibration_noise)] if calibration_noise and calibrates else [])]
+    if not after < study.federation.rounds <= rounds:
+        return [*training, *evaluations]
+    calibrates = calibration_noise is not None and study.evaluation.calibration != "none"
+    return [*training, *evaluations, *final_parts, *([release_charge(calibration_noise)] if calibrates else [])]

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedimaging.privacy.budget import Budget
 from fedimaging.site.hours import parse_hours
-from fedimaging.spec import CalibrationRelease, EvaluationRelease, Spec
+from fedimaging.spec import CalibrationRelease, EvaluationRelease, GroupRelease, Spec, check_group_release
 
 YEAR_DAYS = 366
 """A year's budget holds in any so many days that follow one another, and so in every calendar year, leap or not."""
@@ -39,6 +39,10 @@ class SitePolicy(Spec):
     model's probabilities: nothing; nine sums over them with Gaussian noise of `calibration_noise_multiplier`, charged to the
     ledger like one evaluation; or exact sums.
 
+    `release_groups` says what may leave of groups of test patients (sex, age bands …) with the final model: nothing; metrics of
+    groups in which each answer has `minimum_group` patients or more (exact, not differentially private); or totals with the
+    noise of an evaluation, one more charge.
+
     `allow_simulated_noise` is a test mode: noise that follows from the study's seed protects nobody.
     """
 
@@ -63,6 +67,8 @@ class SitePolicy(Spec):
     evaluation_noise_multiplier: float = Field(4.0, gt=0)
     release_calibration: CalibrationRelease = "none"
     calibration_noise_multiplier: float = Field(4.0, gt=0)
+    release_groups: GroupRelease = "none"
+    minimum_group: int = Field(10, ge=2)
     maximum_update_norm: float = Field(1e4, gt=0)
     allow_simulated_noise: bool = False
 
@@ -72,6 +78,11 @@ class SitePolicy(Spec):
         for text in hours:
             parse_hours(text)
         return hours
+
+    @model_validator(mode="after")
+    def _groups_leave_no_more_exactly(self) -> "SitePolicy":
+        check_group_release(self.release_evaluation, self.release_groups)
+        return self
 
     def budgets(self) -> tuple[Budget, Budget]:
         """In total, and in any year."""

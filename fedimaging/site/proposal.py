@@ -12,6 +12,7 @@ from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.dpsgd import DpPlan
 from fedimaging.privacy.ledger import Ledger
 from fedimaging.site.approvals import record
+from fedimaging.site.final_parts import final_charges
 from fedimaging.site.folder import SiteFolder
 from fedimaging.site.own_data import OwnRows, read_own
 from fedimaging.site.personal import RELEASES
@@ -36,6 +37,11 @@ CALIBRATION_WORDS = {
     "none": "for the calibration it asks for, nothing",
     "noised": "once, for the calibration, nine sums over validation patients with noise {noise:g}, charged to the budget",
     "exact": "once, for the calibration, nine exact sums over validation patients, without noise",
+}
+GROUP_WORDS = {
+    "none": "of groups of test patients, nothing",
+    "noised": "of groups of test patients, once, counts with noise {noise:g}, charged to the budget",
+    "metrics": "of groups of test patients, once, exact metrics where each answer has {least} patients or more, without noise",
 }
 
 
@@ -113,7 +119,10 @@ def spending_of(
     """What the study's rounds that are left would spend under each budget; and every reason why they may not."""
     rounds = study.federation.rounds
     done = min(_rounds_charged(ledger, study.fingerprint), rounds)
-    new = charges_of(study, plan, rounds, policy.evaluation_noise, policy.calibration_noise, after=done)
+    new = charges_of(
+        study, plan, rounds, policy.evaluation_noise, policy.calibration_noise, after=done,
+        final_parts=final_charges(study, policy),
+    )
     try:
         spending = tuple(_one(ledger.charges(budget.days), new, budget) for budget in policy.budgets())
     except PrivacyError as error:  # charges of patients and of records that cannot be added up
@@ -208,6 +217,9 @@ def _leaves(proposal: Proposal) -> Iterator[tuple[str, str]]:
     calibrates = proposal.rows.trains and proposal.study.evaluation.calibration != "none"
     tempered = "; " + CALIBRATION_WORDS[policy.release_calibration].format(noise=policy.calibration_noise_multiplier)
     yield "Leaves", update + told + (tempered if calibrates else "") + _own_model(proposal)
+    if proposal.study.evaluation.groups:
+        words = GROUP_WORDS[policy.release_groups].format(noise=policy.evaluation_noise_multiplier, least=policy.minimum_group)
+        yield "Groups", f"the study asks by {', '.join(proposal.study.evaluation.groups)}; {words}"
     own = "" if proposal.study.personalisation.kind == "none" else "this hospital's own model, "
     yield "Stays", f"{own}images, masks, labels, patient ids, the manifest, this policy, the ledger, the log, the text of errors"
 

@@ -128,6 +128,7 @@ def open_simulated_site(folder: Path, place: int) -> Site:
             evaluation_noise_multiplier=policy.evaluation_noise_multiplier,
             release_calibration=federation.study.calibration_release,
             calibration_noise_multiplier=policy.calibration_noise_multiplier,
+            release_groups=policy.release_groups, minimum_group=policy.minimum_group,
         ),
         bench=opened.bench,
         train_records=SiteRecords(opened.dataset, opened.train_rows[place], opened.features),

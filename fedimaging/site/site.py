@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from fedimaging.site.audit_log import AuditLog
 from fedimaging.site.calibration import calibration_totals, exact
 from fedimaging.site.checkpoint import Checkpoint, Kept
 from fedimaging.site.evaluation import KeptRelease, LastQuestion, evaluation_totals, noised_reply, plain_release, size_of
+from fedimaging.site.final_parts import FinalParts
 from fedimaging.site.hours import within
 from fedimaging.site.kept_update import KeptUpdate, MadeUpdate
 from fedimaging.site.local_state import LocalState
@@ -159,6 +161,8 @@ class Site:
             else:
                 found = self._evaluated(instruction, records, final=final, personal=personal)
                 reply = plain_release(self.name, round, found, self.policy, final=final)
+            if final and not personal and self.arm == "federated":  # baselines are shown by their figures over all patients
+                reply = self._final_parts(instruction).added_to(reply, self.test_records, self.validation_records)
             model = {"model": "personal"} if personal else {}
             self.log.write("evaluated", study=self.fingerprint, round=round, release=mode, bytes=size_of(reply), **model)
         return reply
@@ -312,6 +316,13 @@ class Site:
     def _sums(self, instruction: TrainInstruction) -> PatientTotals:
         return calibration_totals(self._evaluated(instruction, self.validation_records), self.bench.task)
 
+    def _final_parts(self, instruction: TrainInstruction) -> FinalParts:
+        sigma, note = self.policy.evaluation_noise_multiplier, partial(self.log.write, "refused", study=self.fingerprint)
+        return FinalParts(
+            self.study, self.policy, self.bench.task, partial(self._evaluated, instruction),
+            lambda what, totals_of: self._noised(instruction, what, sigma, totals_of), lambda code: note(code=code),
+        )
+
     def _noised(
         self, instruction: TrainInstruction, what: str, sigma: float, totals_of: Callable[[], PatientTotals], *,
         whom: str = "test",
@@ -321,14 +332,15 @@ class Site:
         question = f"{self.fingerprint}/{round}/".encode() + instruction.weights.tobytes()
         question += b"" if whom == "test" else f"/{whom}".encode()
         digest = hashlib.sha256(question if what == EVALUATION else name.encode() + question)
-        key, kept = digest.hexdigest(), KeptRelease(self._state / f"{name}.npz")
+        key, kept = digest.hexdigest(), KeptRelease(self._state / f"{name.replace('/', '_')}.npz")
         released = kept.get(key)
         if released is None:
             entry = self._charge(self.arm + what, round, release_charge(sigma))
             # Of two different questions the noise is never the same: its step is theirs.
             released = noised(totals_of(), sigma, self.noise_for(round), step=-1 - int(key[:16], 16))
             kept.put(key, released)
-            self._ledger().settle(entry.id, 1, released={name: sum(array.nbytes for array in released.values())})
+            what_left = {name.rpartition("/")[2]: sum(array.nbytes for array in released.values())}
+            self._ledger().settle(entry.id, 1, released=what_left)
         return released
 
     def _ledger(self) -> Ledger:

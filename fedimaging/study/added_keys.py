@@ -24,6 +24,10 @@ ADDED: Mapping[str, Any] = MappingProxyType({
     "training.balance": None,
     "personalisation": {"kind": "none", "steps": 20, "learning_rate": 0.1, "mu": 0.0},
     "release": None,
+    "evaluation.group_values": {},
+    "evaluation.operating_point": None,
+    "policy.release_groups": "none",
+    "policy.minimum_group": 2,
 })
 """Key, with dots -> the value (as JSON) at which it changes nothing. Of a group of keys: the group, and each of its keys that
 came later still."""

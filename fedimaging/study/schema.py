@@ -18,7 +18,7 @@ from fedimaging.data.spec import DataSpec, HospitalsSpec
 from fedimaging.models.spec import ModelSpec
 from fedimaging.models.zoo import CLASSIFIERS, SEGMENTERS
 from fedimaging.privacy.spec import PrivacySpec
-from fedimaging.spec import CalibrationRelease, EvaluationRelease, Spec
+from fedimaging.spec import CalibrationRelease, EvaluationRelease, GroupRelease, Spec, check_group_release
 from fedimaging.study.added_keys import without_added
 from fedimaging.study.release_spec import ReleaseSpec
 from fedimaging.training.spec import LocalTraining, PersonalSpec
@@ -79,11 +79,33 @@ class FederationSpec(ServerOptimizerSpec):
         return self
 
 
+class OperatingPointSpec(Spec):
+    """What the threshold has to keep on validation patients: one of the two, as a share."""
+
+    sensitivity: float | None = Field(None, gt=0, le=1)
+    specificity: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> "OperatingPointSpec":
+        if (self.sensitivity is None) == (self.specificity is None):
+            raise ValueError("operating_point keeps one of the two: give sensitivity or specificity, for example 0.9")
+        return self
+
+    @property
+    def aim(self) -> tuple[str, float]:
+        """Its name and its target."""
+        return ("sensitivity", self.sensitivity) if self.sensitivity is not None else ("specificity", self.specificity or 0.0)
+
+
 class EvaluationSpec(Spec):
     """`every`: evaluate the global model after every so many rounds (0: after the last one only).
 
-    `groups`: columns of the manifest by which a simulation also reports its test patients; `age_bands`: the edges of the
-    groups of the column `age`; a group of fewer than `minimum_group` patients is not reported.
+    `groups`: columns of the manifest by which test patients are also reported, or several joined by `+` (`sex+age`);
+    `age_bands`: the edges of the groups of the column `age`; a group of fewer than `minimum_group` patients is not reported,
+    nor one below the minimum of the policy. `group_values`: column -> its values, which real hospitals count by, for what
+    they release must not depend on who their patients are (age has its bands; sex, unless given here, F and M).
+
+    `operating_point`: a threshold is chosen on validation patients, and judged on test patients (binary tasks).
     `calibration`: `temperature` fits one temperature for the final model on the hospitals' validation patients, as far as each
     hospital's policy lets sums over them leave.
     """
@@ -97,6 +119,8 @@ class EvaluationSpec(Spec):
     age_bands: tuple[float, ...] = (40.0, 60.0, 80.0)
     minimum_group: int = Field(10, ge=2)
     calibration: Literal["none", "temperature"] = "none"
+    group_values: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    operating_point: OperatingPointSpec | None = None
 
     @model_validator(mode="after")
     def _groups_are_clear(self) -> "EvaluationSpec":
@@ -104,6 +128,9 @@ class EvaluationSpec(Spec):
             raise ValueError(f"groups={list(self.groups)} has a column twice")
         if not self.age_bands or list(self.age_bands) != sorted(set(self.age_bands)):
             raise ValueError(f"age_bands={list(self.age_bands)} must be edges that rise, like [40, 60, 80]")
+        for column, values in self.group_values.items():
+            if not values or len(set(values)) < len(values) or "" in values:
+                raise ValueError(f"group_values.{column}={list(values)} must name each value of the column once")
         return self
 
 
@@ -112,6 +139,7 @@ class SimulatedHospitals(Spec):
 
     `evaluation_noise_multiplier`: of each evaluation, where `release_evaluation` is `noised`; `calibration_noise_multiplier`: of
     the calibration, likewise. `release_calibration` None: noised where the study trains with privacy, exact where it does not.
+    `release_groups`: what leaves of groups of test patients where scores do not; `minimum_group`: no figure for fewer patients.
     """
 
     budget_epsilon: float | None = Field(None, gt=0)
@@ -120,6 +148,13 @@ class SimulatedHospitals(Spec):
     evaluation_noise_multiplier: float = Field(4.0, gt=0)
     release_calibration: CalibrationRelease | None = None
     calibration_noise_multiplier: float = Field(4.0, gt=0)
+    release_groups: GroupRelease = "none"
+    minimum_group: int = Field(2, ge=2)
+
+    @model_validator(mode="after")
+    def _groups_leave_no_more_exactly(self) -> "SimulatedHospitals":
+        check_group_release(self.release_evaluation, self.release_groups)
+        return self
 
 
 class RuntimeSpec(Spec):
@@ -223,6 +258,12 @@ class Study(Spec):
         limited = self.release is not None and self.release.minimum_external is not None
         if limited and (self.evaluation.metric or "").startswith(("brier", "hd95_mm")):
             raise ValueError(f"release.minimum_external needs a metric of which more is better, not {self.evaluation.metric!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_threshold_is_of_one_score(self) -> "Study":
+        if self.evaluation.operating_point is not None and self.task.kind != "binary":
+            raise ValueError(f"evaluation.operating_point is for task.kind=binary, not {self.task.kind}: leave it out")
         return self
 
     @property

@@ -25,7 +25,7 @@ def interval(point: float, statistic: Statistic, patient_ids: np.ndarray, *, res
 
 
 def drawn(statistic: Statistic, patient_ids: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
-    """The statistic (resamples,) of so many resamples of the patients; NaN where it is not defined."""
+    """The statistic (resamples, …) of so many resamples of the patients; NaN where it is not defined."""
     _, member = np.unique(patient_ids, return_inverse=True)
     n_patients = int(member.max()) + 1
     return np.concatenate([statistic(weights) for weights in _weights(member, n_patients, resamples, seed)])

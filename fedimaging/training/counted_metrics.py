@@ -40,8 +40,8 @@ def counted_metrics(released: Mapping[str, np.ndarray], *, resamples: int = 1000
         return _overlap_metrics(np.asarray(released["overlap"], np.float64), std, resamples, seed)
     cells = np.asarray(released["cells"], np.float64)
     patients = max(0, round(float(cells.sum()) / len(cells)))
-    seen = [c for c in range(len(cells)) if _told_apart(cells[c], std)]
-    statistics: dict[str, tuple[np.ndarray, _Statistic]] = {
+    seen = [c for c in range(len(cells)) if told_apart(cells[c], std)]
+    statistics: dict[str, tuple[np.ndarray, TotalsStatistic]] = {
         "auroc": (cells, partial(_macro, _auroc, seen)),
         "average_precision": (cells, partial(_macro, _average_precision, seen)),
         "balanced_accuracy": (cells, partial(_macro, _balanced_accuracy, seen)),
@@ -52,18 +52,20 @@ def counted_metrics(released: Mapping[str, np.ndarray], *, resamples: int = 1000
         rows = [k for k in range(len(confusion)) if confusion[k].sum() > _SEEN * std * math.sqrt(len(confusion))]
         statistics["balanced_accuracy"] = (confusion, partial(_mean_recall, rows))
     return {
-        name: _with_interval(statistic, totals, np.maximum(totals, 0.0), std, patients, resamples, seed)
+        name: with_interval(statistic, totals, np.maximum(totals, 0.0), std, patients, resamples, seed)
         for name, (totals, statistic) in statistics.items()
     }
 
 
-_Statistic = Callable[[np.ndarray], np.ndarray]
+TotalsStatistic = Callable[[np.ndarray], np.ndarray]
 """Totals (R, ...) of R resamples -> (R,)."""
 
 
-def _with_interval(
-    statistic: _Statistic, totals: np.ndarray, variance: np.ndarray, std: float, patients: int, resamples: int, seed: int
+def with_interval(
+    statistic: TotalsStatistic, totals: np.ndarray, variance: np.ndarray, std: float, patients: int, resamples: int, seed: int
 ) -> Interval:
+    """The statistic of these totals with the 95 % interval of redrawn ones: each number has its own `variance` and that of the
+    noise. resamples 0: no interval. NaN where it is not defined."""
     rng = np.random.Generator(np.random.Philox(key=seed))
     point = float(statistic(totals[None])[0])
     if math.isnan(point):
@@ -82,12 +84,12 @@ def _with_interval(
     return Interval(point, float(low), float(high), patients)
 
 
-def _told_apart(cells: np.ndarray, std: float) -> bool:
+def told_apart(cells: np.ndarray, std: float) -> bool:
     """Both answers of a column (2, BINS) are there, as far as the noise lets one see."""
     return bool((cells.sum(1) > _SEEN * std * math.sqrt(cells.shape[1])).all())
 
 
-def _macro(metric: _Statistic, seen: Sequence[int], totals: np.ndarray) -> np.ndarray:
+def _macro(metric: TotalsStatistic, seen: Sequence[int], totals: np.ndarray) -> np.ndarray:
     """Mean over the columns seen of a metric of (R, 2, BINS), clipped to [0, 1]."""
     if not seen:
         return np.full(len(totals), np.nan)
@@ -105,14 +107,14 @@ def _auroc(cells: np.ndarray) -> np.ndarray:
 
 
 def _average_precision(cells: np.ndarray) -> np.ndarray:
-    return weighted.average_precision(*_as_scans(_possible(cells)))
+    return weighted.average_precision(*_as_scans(possible(cells)))
 
 
 def _sensitivity(cells: np.ndarray) -> np.ndarray:
-    return weighted.sensitivity_at_specificity(*_as_scans(_possible(cells)), least=SPECIFICITY)
+    return weighted.sensitivity_at_specificity(*_as_scans(possible(cells)), least=SPECIFICITY)
 
 
-def _possible(cells: np.ndarray) -> np.ndarray:
+def possible(cells: np.ndarray) -> np.ndarray:
     """Counts that could be true (R, 2, BINS * _PARTS): cumulated from the highest score they only rise. Midway between the
     least rising curve above and the greatest below, so that the total hardly moves."""
     curve = np.cumsum(cells[..., ::-1], axis=-1)
@@ -153,7 +155,7 @@ def _overlap_metrics(overlap: np.ndarray, std: float, resamples: int, seed: int)
     if len(overlap) > 1:
         columns |= {f"dice_{k + 1}": [k] if k in seen else [] for k in range(len(overlap))}
     return {
-        name: _with_interval(partial(dice, of), overlap, luck, std, patients, resamples, seed) for name, of in columns.items()
+        name: with_interval(partial(dice, of), overlap, luck, std, patients, resamples, seed) for name, of in columns.items()
     }
 
 

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from fedimaging.results import Arrays
+from fedimaging.training.lesions import scan_lesions
 from fedimaging.training.metrics import quick_auroc
 from fedimaging.training.segmentation_metrics import quick_dice, scan_segmentation_metrics
+from fedimaging.training.tasks import Task
 from fedimaging.training.workbench import SiteRecords, Workbench
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """`quick_metrics`: one or two numbers for the live view. `arrays`, rows are scans: `patient` (S,) int64 codes,
-    and `scores` (S, K), `labels` (S,) or (S, L) for classification, or one (S, K-1) array per segmentation metric."""
+    and `scores` (S, K), `labels` (S,) or (S, L) for classification, or one (S, K-1) array per segmentation metric, and, where
+    `final`, those of `lesions.py`."""
 
     loss: float
     n_patients: int
@@ -42,7 +45,7 @@ def evaluate(
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     arrays["patient"] = patient.astype(np.int64)
     loss_mean = float(np.concatenate(losses).mean())
-    return Evaluated(loss_mean, int(patient.max()) + 1, _quick(bench, arrays), arrays)
+    return Evaluated(loss_mean, int(patient.max()) + 1, quick_metrics(bench.task, arrays), arrays)
 
 
 def predict(bench: Workbench, records: SiteRecords, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -68,12 +71,13 @@ def _per_scan(
     if not final:
         return {"dice": quick_dice(predicted, y, bench.task.out_channels)}
     spacing = records.dataset.spacing_mm or (1.0,) * (y.ndim - 1)
-    return scan_segmentation_metrics(
-        predicted.cpu(), y.cpu(), classes=bench.task.out_channels, spacing_mm=spacing, tolerance_mm=tolerance_mm
-    )
+    found, classes = predicted.cpu(), bench.task.out_channels
+    metrics = scan_segmentation_metrics(found, y.cpu(), classes=classes, spacing_mm=spacing, tolerance_mm=tolerance_mm)
+    return metrics | scan_lesions(found.numpy(), y.cpu().numpy(), classes)
 
 
-def _quick(bench: Workbench, arrays: Arrays) -> dict[str, float]:
-    if bench.task.needs_mask:
+def quick_metrics(task: Task, arrays: Arrays) -> dict[str, float]:
+    """The one figure of the live view, AUROC or Dice, of these scans; NaN where it is not defined."""
+    if task.needs_mask:
         return {"dice": float(np.nanmean(arrays["dice"])) if np.isfinite(arrays["dice"]).any() else float("nan")}
     return {"auroc": quick_auroc(arrays["scores"], arrays["labels"])}

@@ -54,6 +54,10 @@ def test_entries_are_never_changed_or_removed() -> None:
         "training.balance": None,
         "personalisation": {"kind": "none", "steps": 20, "learning_rate": 0.1, "mu": 0.0},
         "release": None,
+        "evaluation.group_values": {},
+        "evaluation.operating_point": None,
+        "policy.release_groups": "none",
+        "policy.minimum_group": 2,
     }
 
 
