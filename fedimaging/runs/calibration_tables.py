@@ -38,7 +38,7 @@ def calibration_tables(
 ) -> Tables:
     """`before` and, where there is a temperature, `after` (else null): each with `test` (all training hospitals' test patients),
     `held_out`, `sites` by hospital and `groups` by column and value; `Calibration.as_json`, or null for fewer than
-    `evaluation.minimum_group` patients. `p_adjusted` of hospitals, and of a column's groups, holds for all of them together
+    `groups.least_shown` patients. `p_adjusted` of hospitals, and of a column's groups, holds for all of them together
     (Holm 1979). Both null for a segmentation, and where no hospital releases scores.
     """
     scored = [e for e in evaluations if e.predictions]
@@ -101,7 +101,7 @@ def _laid_together(parts: Sequence[Forecasts]) -> Forecasts:
 
 
 def _one(study: Study, found: Forecasts) -> dict[str, Any] | None:
-    least = study.evaluation.minimum_group
+    least = groups.least_shown(study)
     if len(np.unique(found.patient)) < least:
         return None
     known: Calibration = calibration(found, least=least, resamples=study.evaluation.resamples, seed=study.seed)

@@ -124,7 +124,8 @@ def with_evaluation_budgets(federation: SimulatedFederation, dataset: Dataset) -
     asked = _evaluations(study, study.evaluations_by(study.federation.rounds) if noised else 0)
     evaluations = [*asked, *final_charges(study, study.policy)]
     budgets = dict(federation.budgets)
-    for name in {*(federation.test_names if evaluations else ()), *(federation.train_names if calibration else ())} - budgets.keys():
+    charged = {*(federation.test_names if evaluations else ()), *(federation.train_names if calibration else ())}
+    for name in charged - budgets.keys():
         place = federation.names.index(name)
         rows = np.flatnonzero((federation.test_site == place) | (federation.validation_site == place))
         delta = min(1e-5, max(1, len(np.unique(dataset.patient_ids[rows]))) ** -1.1)

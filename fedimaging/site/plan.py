@@ -94,5 +94,7 @@ def charges_of(
     evaluations = [] if evaluation_noise is None else [release_charge(evaluation_noise)] * asked
     if not after < study.federation.rounds <= rounds:
         return [*training, *evaluations]
-    calibrates = calibration_noise is not None and study.evaluation.calibration != "none"
-    return [*training, *evaluations, *final_parts, *([release_charge(calibration_noise)] if calibrates else [])]
+    calibration = []
+    if calibration_noise is not None and study.evaluation.calibration != "none":
+        calibration.append(release_charge(calibration_noise))
+    return [*training, *evaluations, *final_parts, *calibration]

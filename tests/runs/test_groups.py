@@ -133,3 +133,38 @@ def test_a_simulation_reports_groups_of_every_arm_and_shows_them(tiny_study: Mak
     page = write_page(tmp_path / "run").read_text(encoding="utf-8")
     assert "Groups of patients" in page
     assert "permutation test" in page
+
+
+def test_noised_groups_are_charged_once_at_each_hospital_and_the_plan_knew_it(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    study = tiny_study(
+        "policy.release_evaluation=noised", "policy.release_groups=noised", "policy.evaluation_noise_multiplier=0.5",
+        "evaluation.groups=[sex,sex+age]", "evaluation.minimum_group=2", "evaluation.operating_point={sensitivity: 0.8}",
+        "data.split={test: 0.4, validation: 0.2}", "data.phantoms.patients=400", "privacy.engine=vmap",
+    )  # fmt: skip
+    with LiveView(2, quiet=True) as view:
+        path = simulate(study, tmp_path / "run", Options(report=False, workers=1), view)
+    report = json.loads(path.read_text())
+    assert set(report["groups"]) == {"sex", "sex+age"}
+    assert report["group_gaps"]["sex"]["p_value"] is None
+    assert report["operating_point"]["from"] == "totals"
+    for site in report["sites"].values():  # two rounds of training, two evaluations, validation patients, groups
+        assert site["privacy"]["evaluations"] == 4
+        assert site["privacy"]["epsilon"] <= site["privacy"]["budget_epsilon"]
+    last = report["rounds"][-1]
+    for name, planned in last["epsilon"].items():
+        assert report["sites"][name]["privacy"]["epsilon"] <= planned * 1.01
+    page = write_page(tmp_path / "run").read_text(encoding="utf-8")
+    assert "Each hospital released counts of every group with noise" in page
+
+
+def test_the_minimum_of_the_policy_holds_beside_that_of_the_study(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    study = tiny_study(*PLAIN, "evaluation.groups=[sex]", "evaluation.minimum_group=2", "policy.minimum_group=1000")
+    tables, _, _ = _tables(study, tmp_path, lambda data: np.zeros(len(data)))
+    assert set(tables["groups"]["sex"]) == {"too few"}
+
+
+def test_groups_of_several_columns_are_sorted_by_each(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    study = tiny_study(*PLAIN, "data.split.test=0.6", "evaluation.groups=[sex+age]", "evaluation.age_bands=[55,65]",
+                       "evaluation.minimum_group=2")  # fmt: skip
+    tables, _, _ = _tables(study, tmp_path, lambda data: np.arange(len(data)))
+    assert list(tables["groups"]["sex+age"])[:4] == ["F, under 55", "F, 55 to under 65", "F, 65 and over", "M, under 55"]

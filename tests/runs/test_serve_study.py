@@ -180,3 +180,29 @@ def test_the_report_holds_what_the_server_knows_and_the_page_says_who_knows_the_
     assert ("in its own ledger" in page) == private
     assert "71 declared" in page
     assert "Treat their patients as unprotected" not in page
+
+
+def test_groups_of_real_hospitals_are_what_their_policies_released_and_no_more(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    study = tiny_study("hospitals.sites=[hospital_01,hospital_02,hospital_03]", "evaluation.groups=[sex]", "privacy=null")
+    some = np.array([[20, 0.9], [np.nan, np.nan], [np.nan, np.nan]], np.float32)
+    more = np.array([[60, 0.7], [30, 0.6], [np.nan, np.nan]], np.float32)
+    lies = np.full((2, 2), 99, np.float32)  # of no shape that a hospital of this study can send
+    released = {"hospital_01": some, "hospital_02": more, "hospital_03": lies}
+    evaluations = [SiteEvaluation(name, 2, 0.5, 100, {"auroc": 0.8}, groups={"by.sex": one}) for name, one in released.items()]
+    tree = server_report(study, workbench_of(study, "cpu"), [], evaluations, {"created": ""}, 1.0)
+    sex = tree["groups"]["sex"]
+    assert sex["F"]["auroc"] == {"value": pytest.approx(0.75), "low": None, "high": None, "n_patients": 80}
+    assert sex["M"]["auroc"]["n_patients"] == 30
+    assert tree["group_gaps"]["sex"]["p_value"] is None
+    assert (tree["worst_group"]["group"], tree["worst_group"]["compared"]) == ("M", 2)
+    (tmp_path / "report.json").write_text(json.dumps(tree, allow_nan=False))
+    page = write_page(tmp_path).read_text(encoding="utf-8")
+    assert "They follow from what each hospital’s own policy releases of groups." in page
+    silent = [SiteEvaluation("hospital_01", 2, 0.5, 100, {"auroc": 0.8})]
+    assert server_report(study, workbench_of(study, "cpu"), [], silent, {"created": ""}, 1.0)["groups"] == {}
+
+
+def test_real_hospitals_must_know_the_groups_beforehand(folder: ServerFolder, tiny_study: MakeStudy) -> None:
+    with pytest.raises(FedimagingError, match="names 'view', whose values hospitals cannot know"):
+        check_deployable(tiny_study(REAL, "evaluation.groups=[view]"), folder)
+    check_deployable(tiny_study(REAL, "evaluation.groups=[view]", "evaluation.group_values={view: [AP, PA]}"), folder)
