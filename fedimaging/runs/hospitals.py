@@ -149,15 +149,17 @@ def pooled(federation: SimulatedFederation, dataset: Dataset) -> SimulatedFedera
 
 def without(federation: SimulatedFederation, dataset: Dataset, name: str) -> SimulatedFederation:
     """The federation of the other training hospitals, with ledgers of its own; all patients of hospital `name` only test,
-    and nobody else does."""
+    and nobody else does, unless the others' evaluations steer the training (`federation.fairness`)."""
     place = federation.names.index(name)
     rows = (federation.train_site, federation.test_site, federation.validation_site)
     mine = np.any([of_row == place for of_row in rows], axis=0)
-    nobody = np.full_like(federation.test_site, -1)
+    steers = federation.study.federation.fairness.kind != "none"
+    others = [of_row if steers else np.full_like(of_row, -1) for of_row in (federation.test_site, federation.validation_site)]
+    test, validation = (np.where(mine, now, of_row).astype(np.int32) for now, of_row in zip((place, -1), others, strict=True))
     arm = replace(
         federation, folder=federation.folder / "leave_one_out" / federation.site_folder(name).name, arm=f"without/{name}",
-        train_site=np.where(mine, -1, federation.train_site).astype(np.int32),
-        test_site=np.where(mine, place, -1).astype(np.int32), validation_site=nobody, plans={}, budgets={},
+        train_site=np.where(mine, -1, federation.train_site).astype(np.int32), test_site=test, validation_site=validation,
+        plans={}, budgets={},
     )
     return with_evaluation_budgets(with_plans(arm, dataset), dataset)
 

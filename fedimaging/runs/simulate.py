@@ -195,13 +195,8 @@ def _public(run: _Run, federation: SimulatedFederation) -> Federation:
         public_weights=hospitals.public_weights(federation, run.dataset), model_fingerprint=run.bench.fingerprint,
         planned_epsilon=_planned(federation), progress=run.view.event, total_metrics=assemble.total_metrics,
         update_noise=hospitals.public_noise(federation),
-        mean_for=_means(run, federation) if _is_federation(federation) else lambda round, asked: StreamingMean(),
+        mean_for=_means(run, federation) if federation.is_federation else lambda round, asked: StreamingMean(),
     )
-
-
-def _is_federation(federation: SimulatedFederation) -> bool:
-    """The run itself, or the run without a hospital; the baselines have no hospitals to protect from each other."""
-    return federation.arm == "federated" or federation.arm.startswith("without/")
 
 
 def _means(run: _Run, federation: SimulatedFederation) -> PrivateMeans | None:

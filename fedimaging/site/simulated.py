@@ -57,6 +57,11 @@ class SimulatedFederation:
         """Hospitals with test rows, in name order."""
         return tuple(sorted(self.names[i] for i in np.unique(self.test_site) if i >= 0))
 
+    @property
+    def is_federation(self) -> bool:
+        """The run itself, or the run without a hospital; the baselines have no hospitals to protect from each other."""
+        return self.arm == "federated" or self.arm.startswith("without/")
+
     def site_folder(self, name: str) -> Path:
         """Where this hospital keeps its ledger and log."""
         return self.folder / "sites" / quote(name, safe=" ").replace(".", "%2E")  # a manifest may say "a/b" or ".."

@@ -4,11 +4,10 @@ The server's instruction holds a study fingerprint, a round and weights. Everyth
 clip, noise, budget) comes from the hospital's own copy of the study and its own policy.
 """
 
-import contextlib
 import hashlib
 import math
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fedimaging.aggregation.mean import l2_norm
-from fedimaging.errors import LedgerError, PrivacyError, RunError, SiteRefusal
+from fedimaging.errors import PrivacyError, SiteRefusal
 from fedimaging.privacy.accounting import bound_for
 from fedimaging.privacy.budget import Budget, Charge
 from fedimaging.privacy.dpsgd import DpPlan
@@ -36,6 +35,7 @@ from fedimaging.site.kept_update import KeptUpdate, MadeUpdate
 from fedimaging.site.local_state import LocalState
 from fedimaging.site.personal import RELEASES, PersonalModel
 from fedimaging.site.policy import SitePolicy
+from fedimaging.site.room import room
 from fedimaging.site.rules import against
 from fedimaging.site.spent import CALIBRATION, EVALUATION, spent_by
 from fedimaging.study.schema import Study
@@ -43,9 +43,6 @@ from fedimaging.training.balance import check_column
 from fedimaging.training.evaluate import Evaluated, evaluate
 from fedimaging.training.local import train_locally
 from fedimaging.training.workbench import SiteRecords, Workbench
-
-_LEAST_ROOM = 2**20  # bytes: what ledger and log may need for a round …
-_VECTORS = 8  # … and so many times the model: release, checkpoint with moments, each beside the one it replaces
 
 
 @dataclass(frozen=True)
@@ -228,22 +225,8 @@ class Site:
         if reasons:
             raise SiteRefusal("against_policy", f"the study is against this hospital's policy: {'; '.join(reasons)}.")
 
-    @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
-        """Refuse before anything is charged where the disk is full, and with the same code where it fills up meanwhile: who
-        asked will ask again, and a server that asked for ever would use up no budget. Error: SiteRefusal."""
-        self._check_room()
-        try:
-            yield
-        except (RunError, LedgerError, OSError):
-            self._check_room()
-            raise
-
-    def _check_room(self) -> None:
-        needed = _LEAST_ROOM + _VECTORS * self.bench.initial.nbytes
-        for folder in (self.folder, self._state):
-            if shutil.disk_usage(folder).free < needed:
-                raise SiteRefusal("disk_full", f"less than {needed / 1e6:.0f} MB are free in {str(folder)!r}; free some space.")
+    def _room(self) -> AbstractContextManager[None]:
+        return room((self.folder, self._state), self.bench.initial.nbytes)
 
     def _train_and_charge(self, instruction: TrainInstruction, digest: str) -> MadeUpdate:
         round, weights = instruction.round, instruction.weights
