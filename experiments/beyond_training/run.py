@@ -13,7 +13,6 @@ import json
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -103,21 +102,24 @@ def groups(report: dict[str, Any]) -> str:
 
 def calibration(report: dict[str, Any]) -> str:
     """Before and after one temperature, over all test patients and where a hospital or group is large enough."""
-    block = report.get("calibration") or {}
-    before, after = block.get("before"), block.get("after")
-    if not before or not after:
-        return "The run has no calibration."
-    temperature = block["tempering"]["temperature"]
-    places = [("all test patients", before["test"], after["test"])]
-    places += [(name, before["sites"][name], after["sites"][name]) for name in before["sites"]]
-    for column, values in before["groups"].items():
-        places += [(f"{column} {name}", values[name], after["groups"][column][name]) for name in values]
-    rows = [
-        [name, str(old["n_patients"]), figure(old["ece"]), figure(new["ece"]), figure(old["brier"]), figure(new["brier"])]
-        for name, old, new in places if old and new
-    ]
-    head = ["patients of", "patients", "ECE before", "ECE after", "Brier before", "Brier after"]
-    return f"Temperature {figure(temperature)}.\n\n{table(head, rows)}"
+    block = report["calibration"]
+    before, after = (_places(block[key]) for key in ("before", "after"))
+    rows = []
+    for name, old in before.items():
+        new = after.get(name) or {"ece": None, "brier": None}
+        if old:
+            rows.append([name, str(old["n_patients"]), figure(old["ece"]), figure(new["ece"]), figure(old["brier"]),
+                         figure(new["brier"])])  # fmt: skip
+    head = ["patients", "number", "ECE before", "ECE after", "Brier before", "Brier after"]
+    return f"{block['tempering']['words']}\n\n{table(head, rows)}"
+
+
+def _places(tables: dict[str, Any] | None) -> dict[str, dict[str, Any] | None]:
+    """All test patients, each hospital, each group; empty where the run has no such tables."""
+    if tables is None:
+        return {}
+    grouped = {f"{column} {name}": one for column, values in tables["groups"].items() for name, one in values.items()}
+    return {"all": tables["test"], **tables["sites"], **grouped}
 
 
 def operating_point(report: dict[str, Any]) -> str:
@@ -137,7 +139,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / ".." / "shared" / "data")
     parser.add_argument("--out", type=Path, default=Path("beyond-training-run"))
     asked = parser.parse_args()
-    began = time.monotonic()
     report = simulate(asked.data.resolve(), asked.out.resolve())
     parts = {
         "Hospital × hospital, AUROC": matrix(report), "Leave one hospital out, AUROC": left_out(report),
@@ -145,7 +146,7 @@ def main() -> None:
         "Calibration": calibration(report),
     }
     where = f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}"
-    foot = f"One seed; intervals of 95 % over patients. {time.strftime('%Y-%m-%d')}, {where}, {time.monotonic() - began:.0f} s."
+    foot = f"One seed; intervals of 95 % over patients. {report['created'][:10]}, {where}, {report['seconds']['total']:.0f} s."
     text = "\n\n".join(f"## {title}\n\n{part}" for title, part in parts.items())
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "table.md").write_text(f"{text}\n\n{foot}\n", encoding="utf-8")

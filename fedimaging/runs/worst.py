@@ -7,6 +7,8 @@ had been named beforehand; the number that were compared stands beside it.
 from collections.abc import Mapping
 from typing import Any
 
+from fedimaging.site.groups import NOT_STATED
+
 LOWER_IS_BETTER = ("brier", "hd95_mm")
 
 
@@ -25,12 +27,12 @@ def worst_hospital(report: Mapping[str, Any], least: int) -> dict[str, Any] | No
 
 def worst_group(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """By the primary metric over the groups of all columns that are shown: `column`, `group`, its interval, `compared`.
-    None where fewer than two have a value."""
+    Who is not stated is no group. None where fewer than two have a value."""
     metric = report["task"]["primary_metric"]
     groups = {
         (column, group): table[metric]
         for column, tables in (report.get("groups") or {}).items() for group, table in tables.items()
-        if metric in table and table[metric]["value"] is not None
+        if group != NOT_STATED and metric in table and table[metric]["value"] is not None
     }
     found = _worst(metric, groups)
     if found is None:

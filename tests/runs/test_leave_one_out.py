@@ -47,7 +47,8 @@ def test_the_hospital_left_out_only_tests_with_all_its_patients(tiny_study: Make
     assert np.array_equal(arm.train_site >= 0, (whole.train_site >= 0) & ~mine)
     assert arm.folder != whole.folder
     steered = hospitals.make_federation(
-        tiny_study(*SMALL, "data.split.validation=0.2", "federation.fairness={kind: q_fair, q: 1.0}"), dataset, tmp_path, "cpu")
+        tiny_study(*SMALL, "data.split.validation=0.2", "evaluation.every=1",
+                   "federation.fairness={kind: q_fair, q: 1.0}"), dataset, tmp_path, "cpu")
     assert hospitals.without(steered, dataset, "hospital_02").test_names == whole.test_names  # their evaluations steer
 
 

@@ -31,7 +31,7 @@ def test_one_hospital_is_not_the_worst_of_any() -> None:
 
 def test_the_worst_group_is_looked_for_in_all_columns() -> None:
     groups = {"sex": {"F": figure(0.8, 20), "M": figure(0.9, 20), "too few": {"groups": 1, "n_patients": 3}},
-              "age": {"under 40": figure(0.6, 15), "40 and over": figure(None, 12)}}  # fmt: skip
+              "age": {"under 40": figure(0.6, 15), "40 and over": figure(None, 12), "not stated": figure(0.1, 40)}}  # fmt: skip
     found = worst_group(report() | {"groups": groups})
     assert found is not None
     assert (found["column"], found["group"], found["value"], found["compared"]) == ("age", "under 40", 0.6, 3)
