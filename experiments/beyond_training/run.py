@@ -146,7 +146,7 @@ def main() -> None:
         "Calibration": calibration(report),
     }
     where = f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}"
-    foot = f"One seed; intervals of 95 % over patients. {report['created'][:10]}, {where}, {report['seconds']['total']:.0f} s."
+    foot = f"One seed; intervals of 95 % over patients. {report['created'][:10]}, {where}."
     text = "\n\n".join(f"## {title}\n\n{part}" for title, part in parts.items())
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "table.md").write_text(f"{text}\n\n{foot}\n", encoding="utf-8")
