@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from fedimaging.errors import RunError, bad_value
 from fedimaging.files import write_whole
@@ -62,6 +62,22 @@ def map_panel(image: np.ndarray, values: np.ndarray, masks: tuple[np.ndarray | N
         marked[line] = 255
     gap = np.zeros((size, _GAP_PX, 3), dtype=np.uint8)
     return Image.fromarray(np.concatenate([scan, gap, marked], axis=1))
+
+
+def with_scale(panel: Image.Image, words: str, top: str = "strongest") -> Image.Image:
+    """A map's picture over its scale and a line of words, for a picture that is looked at by itself."""
+    width, strip = panel.width, 40
+    out = Image.new("RGB", (width, panel.height + strip), (0, 0, 0))
+    out.paste(panel, (0, 0))
+    ramp = MAP_OPACITY * np.linspace(0, 1, 100)[None, :, None]
+    colours = 96 * (1 - ramp) + np.array(PREDICTION_RGB) * ramp
+    out.paste(Image.fromarray(np.repeat(colours, 8, axis=0).round().astype(np.uint8)), (16, panel.height + 6))
+    draw = ImageDraw.Draw(out)
+    draw.line([(66, panel.height + 4), (66, panel.height + 15)], fill=(255, 255, 255))  # the line around half of the strongest
+    draw.text((4, panel.height + 5), "0", fill=(255, 255, 255))
+    draw.text((122, panel.height + 5), f"{top}; line: half of it", fill=(255, 255, 255))
+    draw.text((4, panel.height + 23), words, fill=(255, 255, 255))
+    return out
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from fedimaging.errors import RunError
-from fedimaging.runs.pictures import PREDICTION_RGB, TRUTH_RGB, example_panel, map_panel, save_png
+from fedimaging.runs.pictures import PREDICTION_RGB, TRUTH_RGB, example_panel, map_panel, save_png, with_scale
 
 
 def square(size: int, low: int, high: int) -> np.ndarray:
@@ -126,3 +126,12 @@ def test_an_empty_map_leaves_the_scan_as_it_is_and_a_volume_is_cut_where_the_map
     assert np.asarray(map_panel(volume, values, size=32))[:, :32].any()
     with pytest.raises(RunError, match=r"values\.shape"):
         map_panel(flat, values, size=32)
+
+
+def test_a_scale_stands_under_a_map_that_is_looked_at_alone() -> None:
+    panel = map_panel(np.full((1, 32, 32), 0.5), np.zeros((32, 32)), size=160)
+    scaled = np.asarray(with_scale(panel, "what speaks for lesion"))
+    assert np.array_equal(scaled[:160], np.asarray(panel))
+    ramp = scaled[160 + 8, 16:116].astype(int)
+    assert (np.diff(ramp[:, 0] - ramp[:, 2]) >= 0)[:49].all()
+    assert ramp[-1].tolist() == [round(0.3 * 96 + 0.7 * part) for part in PREDICTION_RGB]
