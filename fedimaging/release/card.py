@@ -134,6 +134,8 @@ def _performance(source: Source, counting: Counting) -> Section:
     sites = source.sites(held_out=False) | source.sites(held_out=True)
     for name, site in sites.items():
         rows += _metric_rows(name, site.get("test") or {}, counting, only=source.metric)
+    for name, row in ((report.get("leave_one_out") or {}).get("hospitals") or {}).items():
+        rows += _metric_rows(f"{name}, by a model of the others", {source.metric: row.get("external")}, counting)
     hidden = sum(0 < (site["test_patients"] or 0) < counting.least for site in sites.values())
     lines = ["95 % intervals, bootstrap over patients."]
     if hidden:

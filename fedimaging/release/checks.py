@@ -166,12 +166,12 @@ def _set_by_the_study(source: Source) -> list[Check]:
 
 
 def worst_external(report: Mapping[str, Any], metric: str, least: int) -> float | None:
-    """The lower of: the metric over all held-out hospitals together; and at each hospital that a model trained without it
-    was tested on, where it has at least `least` test patients. None where neither was measured."""
+    """The lowest of: the metric over all held-out hospitals together; and at each hospital that a model trained without it
+    was tested on. Where there are fewer than `least` test patients it does not count. None where nothing was measured."""
     left_out = (report.get("leave_one_out") or {}).get("hospitals") or {}
-    external = [row["external"] for row in left_out.values() if row.get("external")]
-    found = [(report.get("held_out") or {}).get(metric) or {}, *(one for one in external if one["n_patients"] >= least)]
-    return min((float(one["value"]) for one in found if one.get("value") is not None), default=None)
+    tables = [(report.get("held_out") or {}).get(metric), *(row.get("external") for row in left_out.values())]
+    found = [one for one in tables if one and one["value"] is not None and one["n_patients"] >= least]
+    return min((float(one["value"]) for one in found), default=None)
 
 
 def largest_gap(report: Mapping[str, Any]) -> float | None:

@@ -15,7 +15,7 @@ from fedimaging.release.export import rebuilt
 from fedimaging.release.features import input_features
 from fedimaging.release.inference import Prepare, probabilities
 from fedimaging.release.reference import outputs_and_features
-from fedimaging.release.strangeness import quantiles
+from fedimaging.release.strangeness import quantiles, together
 from fedimaging.release.verify import MANIFEST, MODEL, verify
 from fedimaging.study.load import load
 from fedimaging.study.schema import Study
@@ -27,8 +27,8 @@ class Predicted:
     """What a release says of N prepared images.
 
     uncalibrated, probability: (N, K, *spatial of a segmentation) of each class or label, before and after calibration.
-    inputs: (N, 7) `features.INPUT_FEATURES`. strangeness: (N,) the greater of two quantiles, of input features and of the
-    network's own; NaN where the reference had too few patients to tell.
+    inputs: (N, 7) `features.INPUT_FEATURES`. strangeness: (N,) `strangeness.together` of two quantiles, of input features and
+    of the network's own; NaN where the reference had too few patients to tell.
     """
 
     uncalibrated: np.ndarray
@@ -68,9 +68,9 @@ class Release:
         inputs = input_features(images, self.study.data.intensity)
         known = self.reference["strangeness"]
         parts = [quantiles(known[key], values) for key, values in (("input", inputs), ("features", features)) if known[key]]
-        strange = np.max(parts, axis=0) if parts else np.full(len(images), np.nan)
+        strange = together(parts) if parts else np.full(len(images), np.nan)
         return Predicted(
-            probabilities(outputs, kind, None), probabilities(outputs, kind, self.calibration), inputs, np.asarray(strange)
+            probabilities(outputs, kind, None), probabilities(outputs, kind, self.calibration), inputs, strange
         )
 
 

@@ -6,13 +6,15 @@ of the reference images are means and covariances over patients; of distances, t
 patients who were left out when the mean and covariance were made.
 """
 
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 MOST_DIMENSIONS = 32
-FLAG_ABOVE = 0.999
+FLAG_ABOVE = 0.99
+"""Of `together`: about one image in a hundred of those that are like the reference is flagged."""
 _FOLDS = 5
 _LEAST = 1e-12
 
@@ -45,6 +47,11 @@ def quantiles(reference: dict[str, Any], values_NF: np.ndarray) -> np.ndarray:
     width = max(reference["log_distance_deviation"], 1e-6)
     z = (np.log(np.maximum(distance, _LEAST)) - reference["log_distance_mean"]) / width
     return np.array([NormalDist().cdf(float(one)) for one in z])
+
+
+def together(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """(N,): one quantile from several (N,), so that a limit on it holds for all of them together (Bonferroni)."""
+    return np.asarray(1 - np.minimum(1, len(parts) * (1 - np.max(parts, axis=0))))
 
 
 def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -254,6 +254,15 @@ class Study(Spec):
         return self
 
     @model_validator(mode="after")
+    def _no_group_is_too_small_to_release(self) -> "Study":
+        if self.release is not None and self.evaluation.groups and self.evaluation.minimum_group < self.release.minimum_count:
+            raise ValueError(
+                f"evaluation.minimum_group={self.evaluation.minimum_group} compares groups that are below "
+                f"release.minimum_count={self.release.minimum_count}; raise it to that"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _more_is_better(self) -> "Study":
         limited = self.release is not None and self.release.minimum_external is not None
         if limited and (self.evaluation.metric or "").startswith(("brier", "hd95_mm")):

@@ -161,6 +161,7 @@ def test_the_worst_of_the_hospitals_that_never_trained_counts() -> None:
     assert worst_external({}, "auroc", 10) is None
     held_out = {"held_out": {"auroc": interval(0.8)}}
     assert worst_external(held_out, "auroc", 10) == 0.8
+    assert worst_external({"held_out": {"auroc": interval(0.8, 9)}}, "auroc", 10) is None
     left_out = {name: {"external": one} for name, one in {"a": interval(0.7), "b": interval(0.6, 9), "c": interval(None)}.items()}
     left_out["d"] = {"external": None}
     assert worst_external(held_out | {"leave_one_out": {"hospitals": left_out}}, "auroc", 10) == 0.7
