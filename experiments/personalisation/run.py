@@ -14,17 +14,17 @@ import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from fedimaging.runs.live import LiveView
 from fedimaging.runs.options import Options
 from fedimaging.runs.simulate import simulate
+from fedimaging.runs.sweep_summary import t_interval
 from fedimaging.study.load import load
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-_T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, 97.5 %, for so many seeds
 DATA = ("phantoms", "chest_x_ray")
 EPSILONS = ("3", "8", "inf")
 ROWS = {
@@ -73,9 +73,11 @@ def own_scores(data: str, report: dict[str, Any]) -> Scores:
     return scores(data, report, of_own or report["sites"])
 
 
-def interval(numbers: list[float], sign: bool = False) -> str:
-    """Mean and half the 95 % interval over seeds."""
-    return f"{mean(numbers):{'+' if sign else ''}.3f} ± {_T95[len(numbers)] * stdev(numbers) / len(numbers) ** 0.5:.3f}"
+def interval(numbers: list[float], difference: bool = False) -> str:
+    """Mean and its 95 % interval over seeds, within what is possible."""
+    low, high = t_interval(numbers, (-1.0, 1.0) if difference else (0.0, 1.0))
+    sign = "+" if difference else ""
+    return f"{mean(numbers):{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
 def gain(data: str, own: Scores, other: Scores) -> float:
@@ -128,7 +130,7 @@ def main() -> None:
     """Run the rows and write the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--seeds", type=int, default=3, choices=sorted(_T95))
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("sweeps") / "personalisation")
     parser.add_argument("--only", choices=DATA)
     given = parser.parse_args()

@@ -47,7 +47,8 @@ def _words(study: Study, on_validation: bool | None) -> str:
 
 
 _WHOM = {
-    True: "validation patients, who neither trained nor test; the course of the training is measured on them.",
+    True: "validation patients, who neither trained nor test; the course of the training, but for its last point, is measured on "
+          "them.",
     False: "its test patients, for the study has no validation patients: the test results of the hospitals that trained are "
            "therefore a little too good, those of held-out hospitals are not.",
     None: "validation patients where it has some, and on its test patients where it has none, whose results are then a little "

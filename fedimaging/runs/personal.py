@@ -33,7 +33,7 @@ def personal_words(study: Study) -> str:
         return f"Each hospital keeps its own {part}{private}; they never leave it."
     how = {
         "fine_tune": f"After the federation each hospital fitted the final model to its own patients, {spec.steps} steps",
-        "ditto": f"Beside every round each hospital trained its own model {spec.steps} steps, pulled to the shared one (Ditto)",
+        "ditto": f"Beside every round each hospital trained its own model, {spec.steps} steps, pulled to the shared one (Ditto)",
     }[kind]
     leak = "" if study.privacy is None else (
         " So the figures of this section carry no ε, though the shared model has one: they left the hospitals without noise. "
