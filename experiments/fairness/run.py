@@ -40,7 +40,10 @@ Q_FAIR, MINIMAX = "federation.fairness={kind: q_fair, q: 1.0}", "federation.fair
 def rows(data: str) -> dict[str, tuple[str, ...]]:
     """Name -> what is changed."""
     one = {"public weights": (), "q-fair, q = 1": (Q_FAIR,), "minimax, step 1": (MINIMAX,), "balanced groups": (BALANCED[data],)}
-    return one | ({"minimax and balanced groups": (MINIMAX, BALANCED[data])} if data == "phantoms" else {})
+    if data != "phantoms":
+        return one
+    small = "training.batch_size=40"  # all of a hospital at every step cannot draw a group more often, only the others less
+    return one | {"batches of 40": (small,), "batches of 40, balanced groups": (small, BALANCED[data])}
 
 
 def run(data: str, root: Path, changed: tuple[str, ...], epsilon: str, seed: int, out: Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """What does a model of its own give each hospital, over the shared one and over training alone, at which epsilon?
 
-    python experiments/personalisation/run.py --data FOLDER_OF_THE_SHARED_IMAGES [--seeds 3] [--work FOLDER] [--only …]
+    python experiments/personalisation/run.py --data FOLDER_OF_THE_SHARED_IMAGES [--seeds 3] [--work FOLDER] [--only DATA]
 
-Each row is a `fedimaging simulate` of phantoms.yaml or chest_x_ray.yaml with one thing changed; the first row runs with
---baselines, for the models that hospitals train alone. A seed changes the generated patients (phantoms), the split, initial
-weights and noise. Writes results/DATA.json and results/DATA.md after every row. A killed run goes on where it was.
+Each row is a `fedimaging simulate` of phantoms.yaml, chest_x_ray.yaml or layers.yaml with one thing changed; the first row runs
+with --baselines, for the models that hospitals train alone. A seed changes the generated patients or the split, initial weights
+and noise. The CNN of layers.yaml begins as trained on other generated patients. Writes results/DATA.json and results/DATA.md
+after every row. A killed run goes on where it was.
 """
 
 import argparse
@@ -25,15 +26,20 @@ from fedimaging.study.load import load
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-DATA = ("phantoms", "chest_x_ray")
 EPSILONS = ("3", "8", "inf")
-ROWS = {
+OWN = {
+    "shared": (),
+    "fine-tuned, 20 steps": ("personalisation={kind: fine_tune, steps: 20, learning_rate: 1.0}",),
+    "fine-tuned, 20 steps, mu 0.1": ("personalisation={kind: fine_tune, steps: 20, learning_rate: 1.0, mu: 0.1}",),
+    "Ditto, 5 steps a round, mu 0.1": ("personalisation={kind: ditto, steps: 5, learning_rate: 1.0, mu: 0.1}",),
+}
+LAYERS = {
     "shared": (),
     "local normalisation layers": ("federation.local_parameters=norm",),
     "local head": ("federation.local_parameters=head",),
     "fine-tuned, 20 steps": ("personalisation={kind: fine_tune, steps: 20, learning_rate: 0.1}",),
-    "Ditto, 5 steps a round, mu 0.5": ("personalisation={kind: ditto, steps: 5, learning_rate: 0.1, mu: 0.5}",),
 }
+ROWS = {"phantoms": OWN, "chest_x_ray": OWN, "layers": LAYERS}
 LEAST = 5  # test patients of a hospital that is shown
 
 Scores = dict[str, float]
@@ -42,14 +48,29 @@ Scores = dict[str, float]
 
 def metric_of(data: str) -> tuple[str, float]:
     """(metric, sign): AUROC; Brier for the X-rays, where hospitals test one class only, with its sign turned for gains."""
-    return ("auroc", 1.0) if data == "phantoms" else ("brier", -1.0)
+    return ("brier", -1.0) if data == "chest_x_ray" else ("auroc", 1.0)
 
 
-def run(data: str, shared: Path, row: str, epsilon: str, seed: int, out: Path) -> dict[str, Any]:
+def pretrained(work: Path) -> Path:
+    """The small CNN trained, without privacy, on other generated patients, of one hospital: what anybody could publish."""
+    out = work / "pretraining"
+    if not (out / "weights.safetensors").exists():
+        study = load(HERE / "layers.yaml", [
+            "privacy=null", "data.phantoms.hospitals=1", "data.phantoms.patients=1500", "data.phantoms.seed=1000",
+            "training={optimizer: adam, learning_rate: 0.003, batch_size: 64, local_epochs: 1}",
+            "federation={algorithm: fedavg, rounds: 20}"])
+        with LiveView(study.federation.rounds, quiet=True) as view:
+            simulate(study, out, Options(report=False, workers=1, resume=(out / "study.yaml").exists()), view)
+    return out / "weights.safetensors"
+
+
+def run(data: str, work: Path, shared: Path, row: str, epsilon: str, seed: int, out: Path) -> dict[str, Any]:
     """The report of one run."""
     if not (out / "report.json").exists():
-        keys = [f"seed={seed}", f"data.split.seed={seed}", f"evaluation.metric={metric_of(data)[0]}", *ROWS[row]]
-        keys += [f"data.phantoms.seed={seed}"] if data == "phantoms" else [f"data.root={shared}"]
+        keys = [f"seed={seed}", f"data.split.seed={seed}", f"evaluation.metric={metric_of(data)[0]}", *ROWS[data][row]]
+        keys += [f"data.root={shared}"] if data == "chest_x_ray" else [f"data.phantoms.seed={seed}"]
+        keys += [f"model={{name: small_cnn, weights: {pretrained(work)}}}"] if data == "layers" else []
+        keys += ["training.momentum=0.9"] if (data, epsilon) == ("layers", "inf") else []  # nothing clips small gradients long
         keys += ["privacy=null"] if epsilon == "inf" else [f"privacy.target_epsilon={epsilon}"]
         study = load(HERE / f"{data}.yaml", keys)
         options = Options(report=False, workers=1, baselines=row == "shared", resume=(out / "study.yaml").exists())
@@ -132,22 +153,22 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("sweeps") / "personalisation")
-    parser.add_argument("--only", choices=DATA)
+    parser.add_argument("--only", choices=list(ROWS))
     given = parser.parse_args()
     work, shared = given.work.resolve(), given.data.resolve()
     os.chdir(ROOT)
-    for data in [given.only] if given.only else DATA:
+    for data in [given.only] if given.only else ROWS:
         began, tail = time.monotonic(), []
         found: dict[str, dict[str, list[dict[str, Scores]]]] = {}
-        for place, row in enumerate(ROWS):
+        for place, row in enumerate(ROWS[data]):
             found[row] = {e: [] for e in EPSILONS}
             for epsilon in EPSILONS:
                 for seed in range(given.seeds):
-                    report = run(data, shared, row, epsilon, seed, work / data / f"{place}_{epsilon}_{seed}")
+                    report = run(data, work, shared, row, epsilon, seed, work / data / f"{place}_{epsilon}_{seed}")
                     alone = report["baselines"]["local_only"]["sites"] if row == "shared" else {}
                     found[row][epsilon].append({
                         "own": own_scores(data, report), "alone": scores(data, report, alone)})
-                    if epsilon == "8" and seed == 0 and row.startswith("fine"):
+                    if epsilon == "8" and seed == 0 and row.startswith("fine") and not tail:
                         tail = ["", f"{row}, at ε = 8 of the shared model, first seed:", "", *one_run(data, report)]
             write(data, found, tail, given.seeds, time.monotonic() - began)
         print((HERE / "results" / f"{data}.md").read_text(encoding="utf-8"))
