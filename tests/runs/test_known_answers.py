@@ -111,18 +111,23 @@ def test_hospitals_that_release_noised_groups_show_the_planted_one_too(tiny_stud
     study = asked(tiny_study, "policy.release_evaluation=noised", "policy.release_groups=noised", "evaluation.groups=[sex+age]")
     truth, people = planted(study, 0.4), phantoms(12_000, 7, 0.4)
     dataset, task = table_of(people), make_task(study.task)
-    released = []
+    totals = []
     for one in evaluations(people, 7):
         rows = people.hospital == int(one.site)
         group = {column: groups_of(study.evaluation, dataset, column)[rows] for column in study.evaluation.groups}
-        totals = released_totals(Evaluated(0.0, one.n_patients, {}, one.predictions), task, study.evaluation, group.__getitem__)
-        groups = noised(totals, 4.0, SimulatedNoise(0, one.site, 1), step=-1)
-        released.append(replace(one, predictions={}, groups=groups, release="noised"))
-    found = group_tables(study, released, None, 10)
-    gap = found["group_gaps"]["sex+age"]
-    assert (gap["worst"], gap["p_value"]) == (HARD, None)
-    assert gap["low"] <= truth[gap["best"]] - truth[HARD] <= gap["high"]
-    for name, auroc in truth.items():
-        shown = found["groups"]["sex+age"][name]["auroc"]
-        assert shown["low"] - 0.01 <= auroc <= shown["high"] + 0.01  # 16 bins of a score lose a little
-    assert sum(t["auroc"]["n_patients"] for t in found["groups"]["sex+age"].values()) == pytest.approx(12_000, rel=0.03)
+        found = Evaluated(0.0, one.n_patients, {}, one.predictions)
+        totals.append((one, released_totals(found, task, study.evaluation, group.__getitem__)))
+    inside = shown = 0
+    for draw in range(5):
+        released = [
+            replace(one, predictions={}, groups=noised(total, 4.0, SimulatedNoise(draw, one.site, 1), step=-1), release="noised")
+            for one, total in totals
+        ]  # fmt: skip
+        found_groups = group_tables(study, released, None, 10)
+        gap, table = found_groups["group_gaps"]["sex+age"], found_groups["groups"]["sex+age"]
+        assert (gap["worst"], gap["p_value"]) == (HARD, None)
+        inside += gap["low"] <= truth[gap["best"]] - truth[HARD] <= gap["high"]
+        shown += sum(table[name]["auroc"]["low"] <= auroc <= table[name]["auroc"]["high"] for name, auroc in truth.items())
+        assert sum(one["auroc"]["n_patients"] for one in table.values()) == pytest.approx(12_000, rel=0.03)
+    assert inside >= 4  # of 5 intervals of 95 %
+    assert shown >= 17  # of 20; the 16 bins of a score lose a little of an AUROC
