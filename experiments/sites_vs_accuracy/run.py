@@ -5,7 +5,7 @@
 Two questions, a sweep for each. `split`: the same patients (PneumoniaMNIST) at ever more hospitals, so each hospital has fewer
 and needs more noise for each of them. `join`: ever more hospitals of 100 generated patients each, tested on the 30 % of patients
 that each sets aside. Beside the federation stands what a hospital reaches alone (without privacy), in the mean over hospitals.
-Writes results/table.md and results/results.json. A killed run goes on where it was.
+Writes results/table.md and results/results.json after every row. A killed run goes on where it was.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +22,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RECIPE = "configs/recipes/small_hospitals.yaml"
 PER_HOSPITAL = 100
+_MEAN = ", mean over hospitals"
 
 
 def sweep(out: Path, epsilon: str, seeds: int, jobs: str, overrides: list[str]) -> list[dict]:
@@ -50,19 +52,18 @@ def join(sites: int, data: str) -> list[str]:
 
 
 def told(cells: list[dict]) -> dict[str, dict]:
-    """Of each budget the federation's result on all test patients; the mean over hospitals of each alone, and of the
-    federation without privacy in the same mean."""
+    """Of each budget the federation's result on all test patients and in the mean over hospitals (as which alone a hospital of
+    its own can be measured); the mean over hospitals of each alone; pooled data."""
     found = {}
     for cell in cells:
         endless = cell["epsilon"] in (None, "inf") or float(cell["epsilon"]) == float("inf")
         if cell["arm"] == "federated":
-            found["no DP" if endless else f"ε = {float(cell['epsilon']):g}"] = cell["test"]
-            if endless:
-                found["no DP, mean over hospitals"] = cell["site_mean"]
+            budget = "no DP" if endless else f"ε = {float(cell['epsilon']):g}"
+            found |= {budget: cell["test"], f"{budget}{_MEAN}": cell["site_mean"]}
         elif cell["arm"] == "local_only":
-            found["each alone, mean over hospitals"] = cell["site_mean"]
+            found[f"each alone, no DP{_MEAN}"] = cell["site_mean"]
         elif cell["arm"] == "pooled":
-            found["pooled"] = cell["test"]
+            found["pooled, no DP"] = cell["test"]
     return found
 
 
@@ -82,8 +83,31 @@ def table(name: str, found: dict[int, dict[str, dict]]) -> list[str]:
     return [*lines, ""]
 
 
-def _order(column: str) -> tuple[int, float, str]:
-    return (0, float(column.split("=")[1]), "") if column.startswith("ε") else (1, 0.0, column)
+def _order(column: str) -> tuple[bool, int, float, str]:
+    """All test patients before means over hospitals; budgets rise."""
+    kind = next(place for place, start in enumerate(("ε", "no DP", "")) if column.startswith(start))
+    budget = float(column.removesuffix(_MEAN).split("=")[1]) if kind == 0 else 0.0
+    return column.endswith(_MEAN), kind, budget, column
+
+
+QUESTIONS: dict[str, tuple[Callable[[int, str], list[str]], str]] = {
+    "split": (split, "The same 4,708 training patients (PneumoniaMNIST) at more and more hospitals, AUROC"),
+    "join": (join, f"More and more hospitals of {PER_HOSPITAL} generated patients each, AUROC"),
+}
+
+
+def write(results: dict[str, dict[int, dict[str, dict]]], seeds: int) -> str:
+    """The tables of the rows so far."""
+    lines = [line for name, (_, words) in QUESTIONS.items() if name in results for line in table(words, results[name])]
+    lines.append(
+        f"{seeds} seeds, mean and 95 % interval over seeds, {time.strftime('%Y-%m-%d')}, {platform.machine()}, Python "
+        f"{platform.python_version()}, torch {version('torch')}."
+    )
+    text = "\n".join(lines) + "\n"
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / "table.md").write_text(text, encoding="utf-8")
+    (HERE / "results" / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return text
 
 
 def main() -> None:
@@ -96,25 +120,15 @@ def main() -> None:
     parser.add_argument("--jobs", default="auto")
     parser.add_argument("--work", type=Path, default=Path("sweeps") / "sites_vs_accuracy")
     given = parser.parse_args()
-    began, data, results, lines = time.monotonic(), str(Path(given.data).resolve()), dict[str, dict[int, dict]](), list[str]()
-    for name, made, words in (
-        ("split", split, "The same 4,708 training patients (PneumoniaMNIST) at more and more hospitals, AUROC"),
-        ("join", join, f"More and more hospitals of {PER_HOSPITAL} generated patients each, AUROC"),
-    ):
-        found = results[name] = {}
-        for sites in map(int, given.sites.split(",")):
+    data, results, text = str(Path(given.data).resolve()), dict[str, dict[int, dict]](), ""
+    for sites in map(int, given.sites.split(",")):
+        for name, (made, _) in QUESTIONS.items():
             out = given.work.resolve() / f"{name}_{sites}"
-            found[sites] = told(sweep(out, given.epsilon, given.seeds, given.jobs, made(sites, data)))
-            print(name, sites, {key: round(one["mean"], 4) for key, one in found[sites].items() if one}, flush=True)
-        lines += table(words, found)
-    said = (
-        f"{given.seeds} seeds, mean and 95 % interval over seeds, {time.strftime('%Y-%m-%d')}, {platform.machine()}, Python "
-        f"{platform.python_version()}, torch {version('torch')}, {time.monotonic() - began:.0f} s."
-    )
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "table.md").write_text("\n".join([*lines, said]) + "\n", encoding="utf-8")
-    (HERE / "results" / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print("\n".join([*lines, said]))
+            found = told(sweep(out, given.epsilon, given.seeds, given.jobs, made(sites, data)))
+            results.setdefault(name, {})[sites] = found
+            print(name, sites, {key: round(one["mean"], 4) for key, one in found.items() if one}, flush=True)
+            text = write(results, given.seeds)
+    print(text)
 
 
 if __name__ == "__main__":
