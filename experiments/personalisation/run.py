@@ -158,7 +158,8 @@ def main() -> None:
     work, shared = given.work.resolve(), given.data.resolve()
     os.chdir(ROOT)
     for data in [given.only] if given.only else ROWS:
-        began, tail = time.monotonic(), []
+        began = time.monotonic()
+        tail: list[str] = []
         found: dict[str, dict[str, list[dict[str, Scores]]]] = {}
         for place, row in enumerate(ROWS[data]):
             found[row] = {e: [] for e in EPSILONS}

@@ -56,7 +56,7 @@ def planted(root: Path, *, flipped: str = "", rescanned: str = "") -> Path:
     return root
 
 
-def study_of(root: Path, release: str = "none") -> Study:
+def study_of(root: Path, release: str = "none", **more: Any) -> Study:
     return parse({
         "name": "surface", "seed": 0,
         "data": {"source": "manifest", "path": "manifest.csv", "root": str(root), "image_size": [16, 16], "channels": 1,
@@ -67,13 +67,14 @@ def study_of(root: Path, release: str = "none") -> Study:
         "privacy": {"target_epsilon": 8.0, "clip_norm": 1.0, "engine": "loop"},
         "federation": {"rounds": ROUNDS}, "evaluation": {"every": 1, "resamples": 100},
         "policy": {"release_evaluation": release}, "runtime": {"device": "cpu", "workers": 1},
+        **more,
     }, "surface")  # fmt: skip
 
 
 Replies = list[tuple[str, Message]]
 
 
-def simulated(root: Path, out: Path, release: str) -> Replies:
+def simulated(root: Path, out: Path, release: str, **more: Any) -> Replies:
     """Run the study as the command does; every reply of every hospital with the kind of message it answers."""
     replies: Replies = []
 
@@ -89,7 +90,7 @@ def simulated(root: Path, out: Path, release: str) -> Replies:
 
     with pytest.MonkeyPatch.context() as patch, LiveView(ROUNDS, quiet=True) as view:
         patch.setattr(simulation, "build_client_app", capturing)
-        simulation.simulate(study_of(root, release), out, Options(report=False, workers=1), view)
+        simulation.simulate(study_of(root, release, **more), out, Options(report=False, workers=1), view)
     return replies
 
 
@@ -158,6 +159,19 @@ def test_13_nothing_leaves_that_is_not_on_the_list(captured: tuple[str, Replies]
     assert len(replies) == len(SITES) * (1 + 2 * ROUNDS)  # enrolment, training, evaluation: nobody asked for more
     for kind, reply in replies:
         assert surface(reply) == ALLOWED[release][kind], kind
+
+
+@pytest.mark.parametrize(("release", "told"), [("coarsened", REFUSED), ("metrics", METRICS), ("scores", METRICS | SCORES)])
+def test_13_of_a_hospitals_own_model_leave_figures_alone(root: Path, tmp_path: Path, release: str, told: Any) -> None:
+    own = {"kind": "ditto", "steps": 1, "learning_rate": 0.1, "mu": 1.0}
+    replies = simulated(root, tmp_path / "run", release, personalisation=own)
+    of_own = [reply for kind, reply in replies if kind == "evaluate.personal"]
+    assert len(of_own) == len(SITES)
+    assert all(surface(reply) == told for reply in of_own)  # too few patients for rounded figures
+    assert {kind: surface(reply) for kind, reply in replies if kind != "evaluate.personal"} == ALLOWED[release]
+    assert not [found for _, reply in replies for found in leaks(reply)]
+    kept = [tmp_path / "run" / "sites" / site / "personal.safetensors" for site in SITES]
+    assert all(path.stat().st_size > 4 * TRAINABLE for path in kept)
 
 
 def test_13_no_patient_no_path_and_no_hash_of_one_is_in_any_byte(captured: tuple[str, Replies]) -> None:
