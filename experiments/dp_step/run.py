@@ -118,7 +118,7 @@ def _opacus_step(mode: str, model: nn.Module, x: Tensor, y: Tensor) -> Callable[
 
 
 def measure(case: str, device: str, repeats: int, modes: list[str]) -> dict[str, dict[str, object]]:
-    """Per mode the median seconds, all modes in turn in one process, the ratio to `plain`, and peak memory."""
+    """Per mode the median seconds, all modes in turn in one process, the ratio to `plain`, and on CUDA the peak memory."""
     steps: dict[str, Callable[[], object]] = {}
     peaks: dict[str, float] = {}
     found: dict[str, dict[str, object]] = {}
@@ -134,8 +134,9 @@ def measure(case: str, device: str, repeats: int, modes: list[str]) -> dict[str,
     plain = statistics.median(seconds["plain"])
     for mode, values in seconds.items():
         median = statistics.median(values)
-        peak = peaks[mode] if device == "cuda" else _peak_mb(mode, case)
-        found[mode] = {"seconds": median, "ratio": median / plain, "peak_mb": peak}
+        found[mode] = {"seconds": median, "ratio": median / plain}
+        if device == "cuda":
+            found[mode]["peak_mb"] = peaks[mode]
     return found
 
 
@@ -154,6 +155,12 @@ def _first_steps(mode: str, case: str, device: str) -> tuple[Callable[[], object
         step()
     torch.cuda.synchronize()
     return step, (torch.cuda.max_memory_allocated() - held) / 2**20
+
+
+def _add_peaks(rows: dict[str, dict[str, object]], case: str) -> None:
+    for mode, row in rows.items():
+        if "seconds" in row:
+            row["peak_mb"] = _peak_mb(mode, case)
 
 
 def _seconds(step: Callable[[], object], device: str) -> float:
@@ -212,6 +219,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
+    parser.add_argument("--part", default="both", choices=["times", "memory", "both"], help="memory needs no quiet machine")
     parser.add_argument("--peak", choices=MODES, help="print the peak memory of one mode and stop")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -227,9 +235,12 @@ def main() -> None:
     before = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     results = before["cases"] if before.get("facts") == facts else {}  # cases measured alone join those of the same machine
     for case in options.cases:
-        results[case] = measure(case, options.device, options.repeats, ["plain", *(m for m in options.modes if m != "plain")])
+        if options.part != "memory":
+            results[case] = measure(case, options.device, options.repeats, ["plain", *(m for m in options.modes if m != "plain")])
+        if options.part != "times" and options.device != "cuda":
+            _add_peaks(results[case], case)
         for mode, row in results[case].items():
-            text = row.get("failed") or f"{row['seconds']:.3f} s  x{row['ratio']:.2f}  {row['peak_mb']:.0f} MiB"
+            text = row.get("failed") or f"{row['seconds']:.3f} s  x{row['ratio']:.2f}  {row.get('peak_mb', math.nan):.0f} MiB"
             print(f"{case:20} {mode:14} {text}", flush=True)
         print(f"{case:20} {_verdict(results[case])}", flush=True)
         out.write_text(json.dumps({"facts": facts, "cases": results}, indent=2) + "\n", encoding="utf-8")

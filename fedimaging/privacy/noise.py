@@ -13,9 +13,11 @@ several Gaussians as a remedy); Box and Muller 1958; Salmon et al. 2011 (counter
 import hashlib
 import math
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -108,42 +110,47 @@ class _Method:
 
 
 def _add(tensors: Sequence[Tensor], std: float, key_of: Callable[[int], bytes], method: _Method) -> None:
-    """Add std times standard normals. Product and sum are formed in the method's precision, or the tensors' own type if
-    that is wider, and only then rounded."""
+    """Add std times standard normals to all numbers laid end to end, of which chunk i comes from the key `key_of(i)`. Product
+    and sum are formed in the method's precision, or the tensors' own type if that is wider, and only then rounded."""
     if not (math.isfinite(std) and std >= 0):
         raise PrivacyError(bad_value("std of the noise", std, "must be a finite number, 0 or above"))
     sizes = [tensor.numel() for tensor in tensors]
-    if not sum(sizes):
+    count = sum(sizes)
+    if not count:
         return
+    chunks = [min(_CHUNK, count - first + (count - first) % 2) for first in range(0, count, _CHUNK)]
     device = tensors[0].device
-    where = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # Apple's MPS has no float64
-    pieces = _normals(sum(sizes), where, key_of, method).split(sizes)
+    normals = _on_cuda(chunks, device, key_of, method) if device.type == "cuda" else None
     with torch.no_grad():
-        noised = [tensor.to(where) for tensor in tensors]
-        torch._foreach_add_(noised, [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)], alpha=std)
-        if where != device:
-            torch._foreach_copy_(list(tensors), noised)
+        if normals is None:
+            _add_on_cpu(tensors, sizes, std, chunks, key_of, method)
+        else:
+            pieces = normals[:count].split(sizes)
+            torch._foreach_add_(list(tensors), [p.view(t.shape) for p, t in zip(pieces, tensors, strict=True)], alpha=std)
 
 
-def _normals(count: int, device: torch.device, key_of: Callable[[int], bytes], method: _Method) -> Tensor:
-    """(count,) standard normals on the device; chunk i of `_CHUNK` numbers comes from the key `key_of(i)`."""
-    sizes = [min(_CHUNK, count - first + (count - first) % 2) for first in range(0, count, _CHUNK)]
-    found = _on_cuda(sizes, device, key_of, method) if device.type == "cuda" else None
-    if found is None:
-        found = _on_cpu(sizes, key_of, method).to(device)
-    return found[:count]
-
-
-def _on_cpu(sizes: list[int], key_of: Callable[[int], bytes], method: _Method) -> Tensor:
-    out = torch.empty(sum(sizes), dtype=method.precision)
+def _add_on_cpu(
+    tensors: Sequence[Tensor], sizes: list[int], std: float, chunks: list[int], key_of: Callable[[int], bytes],
+    method: _Method,
+) -> None:
+    """Chunk by chunk, each added while it lies in the cache. Apple's MPS, which has no float64, is served here too."""
+    flats = [tensor.detach().cpu().contiguous().view(-1) for tensor in tensors]  # the tensors' own memory where it can be
+    ends = list(accumulate(sizes))
 
     def make(chunk: int) -> None:
-        words = torch.empty(method.draws, 2, sizes[chunk] // 2, dtype=method.words)
+        words = torch.empty(method.draws, 2, chunks[chunk] // 2, dtype=method.words)
         key_stream.fill(key_of(chunk), words)
-        out[chunk * _CHUNK :][: sizes[chunk]] = method.normals(words)
+        normals, first = method.normals(words), chunk * _CHUNK
+        last = min(first + len(normals), ends[-1])
+        for place in range(bisect_right(ends, first), bisect_left(ends, last) + 1):
+            begin = ends[place] - sizes[place]
+            low, high = max(first, begin), min(last, ends[place])
+            flats[place][low - begin : high - begin].add_(normals[low - first : high - first], alpha=std)
 
-    _side_by_side(make, len(sizes))
-    return out
+    _side_by_side(make, len(chunks))
+    for tensor, flat in zip(tensors, flats, strict=True):
+        if tensor.data_ptr() != flat.data_ptr():
+            tensor.copy_(flat.view(tensor.shape))
 
 
 def _on_cuda(
@@ -183,21 +190,35 @@ def _uniforms(bits: Tensor) -> Tensor:
 def _secure_normals(words: Tensor) -> Tensor:
     """Four Box-Muller draws added and halved, so that no single rounding shows."""
     uniform = _uniforms(words)
-    radius = uniform[..., 0, :].neg().add_(1.0).log_().mul_(-2.0).sqrt_()  # 1 - u lies in (0, 1]: the log is finite
-    angle = uniform[..., 1, :].mul(2 * math.pi)
-    pairs = torch.stack([(radius * angle.cos()).sum(-2), (radius * angle.sin_()).sum(-2)], dim=-2)
+    radius = _log(uniform[..., 0, :].neg().add_(1.0)).mul_(-2.0).sqrt_()  # 1 - u lies in (0, 1]: the log is finite
+    waves = _cos_and_sin(uniform[..., 1, :].mul(2 * math.pi))
+    pairs = torch.stack([wave.mul_(radius).sum(-2) for wave in waves], dim=-2)
     return pairs.flatten(-2).div_(math.sqrt(_DRAWS))
 
 
 def _simulated_normals(words: Tensor) -> Tensor:
     """One Box-Muller draw from 31 and 32 bits; the radius reaches 6.7, fine steps included."""
     bits = words[..., 0, 0, :].bitwise_and_(0x7FFF_FFFF)
-    radius = bits.float().add_(0.5).mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
+    radius = _log(bits.float().add_(0.5).mul_(2.0**-31)).mul_(-2.0).sqrt_()
     angle = words[..., 0, 1, :].float().mul_(math.pi * 2.0**-31)
     out = torch.empty(*words.shape[:-3], 2, words.shape[-1], dtype=torch.float32, device=words.device)
-    torch.mul(radius, angle.cos(), out=out[..., 0, :])
-    torch.mul(radius, angle.sin_(), out=out[..., 1, :])
+    for place, wave in enumerate(_cos_and_sin(angle)):
+        torch.mul(radius, wave, out=out[..., place, :])
     return out.flatten(-2)
+
+
+def _log(x: Tensor) -> Tensor:
+    """In place. NumPy's logarithms, and its float32 cosines, take a CPU half the time of PyTorch's."""
+    if x.device.type != "cpu":
+        return x.log_()
+    np.log(x.numpy(), out=x.numpy())
+    return x
+
+
+def _cos_and_sin(angle: Tensor) -> tuple[Tensor, Tensor]:
+    if angle.device.type != "cpu" or angle.dtype == torch.float64:
+        return angle.cos(), angle.sin_()
+    return torch.from_numpy(np.cos(angle.numpy())), torch.from_numpy(np.sin(angle.numpy()))
 
 
 _SIMULATED = _Method(torch.int32, 1, torch.float32, _simulated_normals)
