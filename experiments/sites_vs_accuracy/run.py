@@ -54,7 +54,7 @@ def join(sites: int, data: str) -> list[str]:
 def told(cells: list[dict]) -> dict[str, dict]:
     """Of each budget the federation's result on all test patients and in the mean over hospitals (as which alone a hospital of
     its own can be measured); the mean over hospitals of each alone; pooled data."""
-    found = {}
+    found: dict[str, dict] = {}
     for cell in cells:
         endless = cell["epsilon"] in (None, "inf") or float(cell["epsilon"]) == float("inf")
         if cell["arm"] == "federated":
