@@ -1,6 +1,5 @@
 """The releaser's Ed25519 key: who holds it signs the manifest, and whoever has its public half can tell."""
 
-import hashlib
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -16,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from fedimaging.errors import ReleaseError
 from fedimaging.files import write_text
-from fedimaging.keys import write_private
+from fedimaging.keys import fingerprint, write_private
 
 
 def make_signing_key(path: Path) -> str:
@@ -81,6 +80,5 @@ def is_signed(key: Ed25519PublicKey, signature_hex: str, content: bytes) -> bool
 
 
 def key_fingerprint(key: Ed25519PublicKey) -> str:
-    """What two people compare: 32 digits of the SHA-256 of a public key, in groups of four."""
-    digits = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()[:32]
-    return " ".join(digits[at : at + 4] for at in range(0, len(digits), 4))
+    """What two people compare (`keys.fingerprint`)."""
+    return fingerprint(public_text(key))
