@@ -157,9 +157,9 @@ def _first_steps(mode: str, case: str, device: str) -> tuple[Callable[[], object
     return step, (torch.cuda.max_memory_allocated() - held) / 2**20
 
 
-def _add_peaks(rows: dict[str, dict[str, object]], case: str) -> None:
+def _add_peaks(rows: dict[str, dict[str, object]], case: str, modes: list[str]) -> None:
     for mode, row in rows.items():
-        if "seconds" in row:
+        if mode in modes and "seconds" in row:
             row["peak_mb"] = _peak_mb(mode, case)
 
 
@@ -238,7 +238,7 @@ def main() -> None:
         if options.part != "memory":
             results[case] = measure(case, options.device, options.repeats, ["plain", *(m for m in options.modes if m != "plain")])
         if options.part != "times" and options.device != "cuda":
-            _add_peaks(results[case], case)
+            _add_peaks(results[case], case, options.modes)
         for mode, row in results[case].items():
             text = row.get("failed") or f"{row['seconds']:.3f} s  x{row['ratio']:.2f}  {row.get('peak_mb', math.nan):.0f} MiB"
             print(f"{case:20} {mode:14} {text}", flush=True)
