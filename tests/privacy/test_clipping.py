@@ -73,6 +73,21 @@ def test_4_every_layer_and_every_awkward_use_of_one(engine: str, dtype: torch.dt
     assert _relative(flat(found.sum), _oracle(model, class_losses, batch, 0.5)) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("layer", [
+    nn.Conv3d(1, 2, 7, stride=2, padding=3), nn.Conv3d(16, 16, 3, padding=1), nn.ConvTranspose3d(16, 16, 2, stride=2),
+], ids=["unit by unit", "groups", "groups, transposed"])
+def test_4_volumes_that_have_a_way_of_their_own(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    size = 24 if layer.in_channels == 1 else 6
+    x, unit = torch.randn(5, layer.in_channels, size, size, size), torch.tensor([0, 1, 1, 2, 2])
+
+    def losses(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return outputs.square().flatten(1).mean(1)
+
+    sums = [clipped_sum(layer, losses, x, torch.zeros(5), unit, 3, 0.1, engine=engine).sum for engine in ("loop", "fused")]
+    assert _relative(flat(sums[1]), flat(sums[0])) < 1e-5
+
+
 @engines
 def test_4_a_device_without_float64_gives_the_same_sum(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Apple's GPUs are, which CI does not have."""
