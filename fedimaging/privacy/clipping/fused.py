@@ -5,7 +5,6 @@ kept, or from Gram matrices, and then its clipped sum is one more weight gradien
 (Bu et al. 2023, Differentially Private Optimization on Large Model at Small Cost).
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -166,12 +165,8 @@ def _read(model: nn.Module, losses: Losses, batch: UnitBatch, *, rough: bool = F
     """One forward, one backward pass, and every layer's entry. `batch` is sorted by scans per unit."""
     with recording(model, len(batch.x)) as tape:
         total = (scan_losses(losses, model(batch.x), batch.y) * batch.weights).sum()
-    reached = tape.gradients(total)
-    calls = Counter(parameter for use, _ in reached for parameter in use.parameters.values())
     books = _Books(batch, rough)
-    while reached:
-        use, g = reached.pop()  # each output gradient is let go as soon as its layer is entered
-        books.enter(use, g, alone=all(calls[parameter] == 1 for parameter in use.parameters.values()))
+    tape.sweep(total, books.enter)
     return books
 
 
@@ -186,6 +181,10 @@ def _prove_rows_are_scans(model: nn.Module, losses: Losses, batch: UnitBatch) ->
     x, y = two_scans(batch)
     with recording(model, 2) as tape:
         first = scan_losses(losses, model(x), y)[0]
-    if any(bool(g[1].any()) for _, g in tape.gradients(first)):
-        raise Unsupported("the rows inside the model are not single scans; take engine 'loop'.")
+    tape.sweep(first, _refuse_gradients_of_the_other)
     _proven.add(key)
+
+
+def _refuse_gradients_of_the_other(use: Use, g: Tensor, alone: bool) -> None:
+    if bool(g[1].any()):
+        raise Unsupported("the rows inside the model are not single scans; take engine 'loop'.")

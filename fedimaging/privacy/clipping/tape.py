@@ -1,7 +1,7 @@
 """What happened inside a model in one forward pass: each use of a layer that trains, and a proof that none is missing."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +13,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from fedimaging.privacy.clipping.batch import Unsupported
 from fedimaging.privacy.clipping.layers import rule_for
 from fedimaging.privacy.clipping.rules import Rule
+
+_UNSEEN = "a trainable parameter is used outside its own layer; take engine 'loop' or 'vmap'."
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,56 @@ class Tape:
     trained: set[int]
     uses: list[Use] = field(default_factory=list)
 
-    def gradients(self, total: Tensor) -> list[tuple[Use, Tensor]]:
-        """The gradient at each use's output. Raises Unsupported where a parameter's use was not seen as such."""
-        edges = [use.edge for use in self.uses]
-        found = torch.autograd.grad(total, edges, allow_unused=True)
-        reached = [(use, g) for use, g in zip(self.uses, found, strict=True) if g is not None]
-        seen = Counter(id(p) for use, _ in reached for p in use.parameters.values())
-        if seen != _uses_in_graph(total, self.trained):
-            raise Unsupported("a trainable parameter is used outside its own layer; take engine 'loop' or 'vmap'.")
-        for use, g in reached:
-            if use.a._version != use.version:
-                raise Unsupported("a layer's input is changed in place after use; take engine 'loop' or 'vmap'.")
-            if any(p.dtype != g.dtype for p in use.parameters.values()):
-                raise Unsupported("activations and parameters differ in type; take engine 'loop' or 'vmap'.")
-        return reached
+    def sweep(self, total: Tensor, enter: Callable[[Use, Tensor, bool], None]) -> None:
+        """Go backward from `total` and call enter(use, gradient at its output, whether its parameters have no other use) for
+        every use that it is reached from. The tape is empty then. Raises Unsupported where a parameter's use was not seen.
+
+        On a CPU a use is entered as soon as its gradient is there, when both lie in the cache, and then let go of. On a GPU
+        all are entered at the end, by the thread that may be capturing.
+        """
+        reached, ends = self._reached(total)
+        calls = Counter(p for use in reached.values() for p in use.parameters.values())
+
+        def take(place: int, g: Tensor) -> None:
+            use = reached.pop(place)
+            _check(use, g)
+            enter(use, g, all(calls[p] == 1 for p in use.parameters.values()))
+
+        last = [place for place in reached if place in ends or total.device.type != "cpu"]
+        for place in reached.keys() - set(last):
+            reached[place].edge.node.register_hook(partial(_on_backward, take, place, reached[place].edge.output_nr))
+        found = list(torch.autograd.grad(total, [reached[place].edge for place in last], allow_unused=True))
+        for place in reversed(last):
+            g = found.pop()  # each is let go of as soon as its layer is entered
+            if g is not None:
+                take(place, g)
+        if reached:
+            raise Unsupported(_UNSEEN)
+
+    def _reached(self, total: Tensor) -> tuple[dict[int, Use], set[int]]:
+        """The uses that `total` depends on, by their place on the tape, which is emptied; and the places of those that
+        depend on no other use, so that the backward pass ends there."""
+        count, above = _walk(total, self.trained, {use.edge.node for use in self.uses})
+        reached = {place: use for place, use in enumerate(self.uses) if use.edge.node in above}
+        self.uses.clear()
+        if Counter(id(p) for use in reached.values() for p in use.parameters.values()) != count:
+            raise Unsupported(_UNSEEN)
+        return reached, {place for place, use in reached.items() if not above[use.edge.node]}
+
+
+def _on_backward(
+    take: Callable[[int, Tensor], None], place: int, output: int, _: object, gradients: tuple[Tensor | None, ...]
+) -> None:
+    g = gradients[output]
+    if g is not None:
+        take(place, g)
+
+
+def _check(use: Use, g: Tensor) -> None:
+    if use.a._version != use.version:
+        raise Unsupported("a layer's input is changed in place after use; take engine 'loop' or 'vmap'.")
+    if any(p.dtype != g.dtype for p in use.parameters.values()):
+        raise Unsupported("activations and parameters differ in type; take engine 'loop' or 'vmap'.")
 
 
 def known_layers(model: nn.Module) -> dict[nn.Module, tuple[Rule, dict[str, nn.Parameter]]]:
@@ -103,20 +141,32 @@ def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
             handle.remove()
 
 
-def _uses_in_graph(total: Tensor, wanted: set[int]) -> Counter[int]:
-    """How often each wanted parameter enters the graph behind `total`."""
+def _walk(total: Tensor, wanted: set[int], uses: Collection[Node]) -> tuple[Counter[int], dict[Node, bool]]:
+    """How often each wanted parameter (by id) enters the graph behind `total`, and every node of it: whether one of `uses`
+    lies behind that node."""
     count: Counter[int] = Counter()
-    waiting: list[Node] = [total.grad_fn] if total.grad_fn is not None else []
-    seen = set(waiting)
-    while waiting:
-        for node, _ in waiting.pop().next_functions:
-            if node is None:
-                continue
-            variable = getattr(node, "variable", None)
+    above: dict[Node, bool] = {}
+    path: list[tuple[Node, Iterator[tuple[Node | None, int]]]] = []
+
+    def go(node: Node) -> None:
+        above[node] = False
+        path.append((node, iter(node.next_functions)))
+
+    if total.grad_fn is not None:
+        go(total.grad_fn)
+    while path:
+        node, rest = path[-1]
+        for behind, _ in rest:
+            variable = getattr(behind, "variable", None)
             if variable is not None:
                 count[id(variable)] += id(variable) in wanted
-            elif node not in seen:
-                seen.add(node)
-                waiting.append(node)
-    return +count
-
+            elif behind is not None and behind not in above:
+                go(behind)
+                break
+            elif behind is not None:
+                above[node] |= above[behind] or behind in uses
+        else:
+            path.pop()
+            if path:
+                above[path[-1][0]] |= above[node] or node in uses
+    return +count, above
