@@ -8,7 +8,7 @@ import ctypes
 import sys
 
 _TRIM, _MMAP = -1, -3
-_LARGE = 1 << 30
+_NEVER, _LARGEST = -1, 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
@@ -18,4 +18,4 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):  # musl knows mallopt by name only
         return False
-    return bool(library.mallopt(_MMAP, _LARGE)) and bool(library.mallopt(_TRIM, _LARGE))
+    return bool(library.mallopt(_MMAP, _LARGEST)) and bool(library.mallopt(_TRIM, _NEVER))

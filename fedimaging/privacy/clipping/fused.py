@@ -5,7 +5,7 @@ kept, or from Gram matrices, and then its clipped sum is one more weight gradien
 (Bu et al. 2023, Differentially Private Optimization on Large Model at Small Cost).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -27,9 +27,10 @@ from fedimaging.privacy.clipping.batch import (
 )
 from fedimaging.privacy.clipping.memory import ProofKey, proof_key
 from fedimaging.privacy.clipping.replay import sum_by_replay
-from fedimaging.privacy.clipping.rules import Product, shaped
+from fedimaging.privacy.clipping.rules import Product, UnitGradients, shaped
 from fedimaging.privacy.clipping.tape import Use, recording
 
+_SMALL = 1 << 16  # numbers of a parameter's unit gradients; fewer are not worth calls of their own
 _proven: set[ProofKey] = set()
 
 
@@ -84,8 +85,10 @@ class _Group:
 class _Books:
     """What is known of each unit after one pass: `squares` (U,), its squared norm so far, and what sums need.
 
-    `kept`: unit gradients (O, U, R) by parameter, one tensor a group. `later`: uses whose weight is summed at the end.
-    rough: norms that cancelled are not found again but told of by `cancelled`.
+    Unit gradients (O, U, R) by parameter, one tensor a group: `kept` of large parameters, `small` of small ones, laid side
+    by side in `rows` (U, all of them) at the end, and `shared` of those used more than once, until they are complete.
+    `later`: uses whose weight is summed at the end. rough: norms that cancelled are not found again but told of by
+    `cancelled`.
     """
 
     def __init__(self, batch: UnitBatch, rough: bool) -> None:
@@ -93,9 +96,12 @@ class _Books:
         self.counts = batch.counts
         self.cancelled = torch.zeros((), dtype=torch.bool, device=batch.x.device)
         self.squares = torch.zeros(len(batch), dtype=norm_type(batch.x.device), device=batch.x.device)
-        self.groups = list(_groups(batch.counts))
+        self.groups = list(_groups(batch))
         self.kept: dict[nn.Parameter, list[Tensor]] = {}
+        self.small: dict[nn.Parameter, list[Tensor]] = {}
+        self.shared: dict[nn.Parameter, list[Tensor]] = {}
         self.later: list[tuple[Use, Product, Tensor]] = []
+        self.rows: list[Tensor] = []
 
     @torch.no_grad()
     def enter(self, use: Use, g: Tensor, alone: bool) -> None:
@@ -109,14 +115,17 @@ class _Books:
             names.remove("weight")
         if not names:
             return
-        found = []
-        for group in self.groups:
-            part = (a[group.scans], g[group.scans], len(group))
-            by_scan = [gradients[group.scans] for gradients in use.by_scan]
-            found.append(use.rule.unit_gradients(use.layer, *part, names, *by_scan))
+        rule = cast(Callable[..., UnitGradients], use.rule.unit_gradients)
+        found = [rule(use.layer, a[group.scans], g[group.scans], len(group), names) for group in self.groups]
         for name, parameter in use.parameters.items():
             if name in names:
                 self._keep(parameter, [gradients[name] for gradients in found], alone)
+
+    @torch.no_grad()
+    def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:
+        """Take in a parameter's gradients of each scan (S, numel)."""
+        units = [by_scan[group.scans].view(1, len(group), -1, parameter.numel()).sum(2) for group in self.groups]
+        self._keep(parameter, units, alone)
 
     def _squares(self, product: Product, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Tensor:
         if not self.rough:
@@ -127,16 +136,27 @@ class _Books:
 
     def _keep(self, parameter: nn.Parameter, gradients: list[Tensor], alone: bool) -> None:
         if not alone:  # another use may have another layout: bring all to one
-            gradients = [part.permute(1, 2, 0).reshape(1, part.shape[1], -1) for part in gradients]
-        for old, new in zip(self.kept.get(parameter, []), gradients, strict=False):
-            new += old
+            gradients = [_in_order(part)[None] for part in gradients]
+            for old, new in zip(self.shared.get(parameter, []), gradients, strict=False):
+                new += old
+            self.shared[parameter] = gradients
+        elif parameter.numel() * len(self.counts) <= _SMALL:
+            self.small[parameter] = gradients
+        else:
+            self._keep_large(parameter, gradients)
+
+    def _keep_large(self, parameter: nn.Parameter, gradients: list[Tensor]) -> None:
         self.kept[parameter] = gradients
+        for group, part in zip(self.groups, gradients, strict=True):
+            self.squares[group.units] += squared_norms(part).sum(0)
 
     def close(self) -> Tensor:
         """(U,) norms, once every use is in."""
-        for parts in self.kept.values():
-            for group, part in zip(self.groups, parts, strict=True):
-                self.squares[group.units] += squared_norms(part).sum(0)
+        for parameter, gradients in self.shared.items():
+            self._keep_large(parameter, gradients)
+        for index, group in enumerate(self.groups if self.small else []):
+            self.rows.append(torch.cat([_in_order(parts[index]) for parts in self.small.values()], dim=1))
+            self.squares[group.units] += squared_norms(self.rows[-1])
         return self.squares.sqrt()
 
     @torch.no_grad()
@@ -144,19 +164,35 @@ class _Books:
         """Sum over units of factor times gradient, in the model's order."""
         total: dict[nn.Parameter, Tensor] = {}
         for parameter, parts in self.kept.items():
-            weights = factors.to(parameter)
-            pieces = [weights[group.units] @ part for group, part in zip(self.groups, parts, strict=True)]
-            total[parameter] = shaped(sum(pieces[1:], pieces[0]), parameter)
+            total[parameter] = shaped(self._sum(factors, parts), parameter)
+        if self.small:
+            pieces = self._sum(factors, self.rows).split([parameter.numel() for parameter in self.small])
+            for parameter, piece in zip(self.small, pieces, strict=True):
+                total[parameter] = piece.view(parameter.shape)
         by_scan = self.batch.spread(factors)
         for use, product, g in self.later:
             scaled = g * by_scan.to(g).view(-1, *[1] * (g.dim() - 1))
             total[cast(nn.Parameter, use.layer.weight)] = product.weighted(use.layer, use.a, scaled).contiguous()
         return [total[p] if p in total else torch.zeros_like(p) for p in trainable(model)]
 
+    def _sum(self, factors: Tensor, parts: list[Tensor]) -> Tensor:
+        """(..., U, R) of each group -> (..., R)."""
+        weights = factors.to(parts[0])
+        pieces = [weights[group.units] @ part for group, part in zip(self.groups, parts, strict=True)]
+        return sum(pieces[1:], pieces[0])
 
-def _groups(counts: Tensor) -> Iterator[_Group]:
+
+def _in_order(gradients: Tensor) -> Tensor:
+    """(O, U, R) -> (U, R O), each unit's numbers in the parameter's own order."""
+    return gradients.permute(1, 2, 0).reshape(gradients.shape[1], -1)
+
+
+def _groups(batch: UnitBatch) -> Iterator[_Group]:
+    if batch.even is not None:
+        yield _Group(slice(0, len(batch)), slice(0, len(batch.x)))
+        return
     unit = scan = 0
-    for scans, units in zip(*(part.tolist() for part in torch.unique(counts, return_counts=True)), strict=True):
+    for scans, units in zip(*(part.tolist() for part in torch.unique(batch.counts, return_counts=True)), strict=True):
         yield _Group(slice(unit, unit + units), slice(scan, scan + scans * units))
         unit, scan = unit + units, scan + scans * units
 
@@ -166,7 +202,7 @@ def _read(model: nn.Module, losses: Losses, batch: UnitBatch, *, rough: bool = F
     with recording(model, len(batch.x)) as tape:
         total = (scan_losses(losses, model(batch.x), batch.y) * batch.weights).sum()
     books = _Books(batch, rough)
-    tape.sweep(total, books.enter)
+    tape.sweep(total, books)
     return books
 
 
@@ -181,10 +217,19 @@ def _prove_rows_are_scans(model: nn.Module, losses: Losses, batch: UnitBatch) ->
     x, y = two_scans(batch)
     with recording(model, 2) as tape:
         first = scan_losses(losses, model(x), y)[0]
-    tape.sweep(first, _refuse_gradients_of_the_other)
+    tape.sweep(first, _NothingOfTheOther())
     _proven.add(key)
 
 
-def _refuse_gradients_of_the_other(use: Use, g: Tensor, alone: bool) -> None:
-    if bool(g[1].any()):
-        raise Unsupported("the rows inside the model are not single scans; take engine 'loop'.")
+class _NothingOfTheOther:
+    """Refuses gradients in the second of two scans where only the first has a loss."""
+
+    def enter(self, use: Use, g: Tensor, alone: bool) -> None:
+        self._look(g)
+
+    def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:
+        self._look(by_scan)
+
+    def _look(self, g: Tensor) -> None:
+        if bool(g[1].any()):
+            raise Unsupported("the rows inside the model are not single scans; take engine 'loop'.")

@@ -30,17 +30,17 @@ a sum over units (O, R) into the parameter's shape."""
 class Rule:
     """How one kind of layer is differentiated per unit. `a` (S, ...) its input, `g` (S, ...) the output's gradient.
 
-    unit_gradients(layer, a, g, U, names, *by_scan) for the layer's own parameters of these names.
-    recorded(layer, x): takes forward's place while a pass is recorded, with the same output; the output's node gets an
-    attribute `by_scan` in the backward pass: the parameters' gradients of each scan (S, ...). Most layers have none.
+    unit_gradients(layer, a, g, U, names) for the layer's own parameters of these names; or
+    recorded(layer, x, *copies): takes forward's place while a pass is recorded, with the same output, from a copy (S, numel)
+    of each of the layer's parameters for every scan, or None where it has none: autograd then gives each scan its own gradient.
     product: for a layer whose weight's unit gradient is a product of two matrices.
     refuse(layer): why a layer of this kind cannot be treated after all, or None.
     """
 
     forward: Callable[..., Tensor]
-    unit_gradients: Callable[..., UnitGradients]
+    unit_gradients: Callable[..., UnitGradients] | None = None
     product: "Product | None" = None
-    recorded: Callable[[nn.Module, Tensor], Tensor] | None = None
+    recorded: Callable[..., Tensor] | None = None
     refuse: Callable[[nn.Module], str | None] = lambda layer: None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from fedimaging.privacy.clipping.layers import rule_for
 from fedimaging.privacy.clipping.rules import Rule
 
 _UNSEEN = "a trainable parameter is used outside its own layer; take engine 'loop' or 'vmap'."
+
+_NOT_SCANS = "a {} is used without gradient, or on rows that are not scans; take engine 'loop' or 'vmap'."
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,23 @@ class Use:
     version: int
     edge: GradientEdge
 
-    @property
-    def by_scan(self) -> tuple[Tensor, ...]:
-        """Gradients of each scan (S, ...) that the backward pass left here; empty where it has none, or did not come by."""
-        return getattr(self.edge.node, "by_scan", ())
+
+@dataclass(frozen=True)
+class Copied:
+    """A parameter of which a layer used a copy for every scan: `copies` (S, numel), leaves of the graph."""
+
+    parameter: nn.Parameter
+    copies: Tensor
+
+
+class Entries(Protocol):
+    """Who takes in what a backward pass finds. alone: the parameters concerned have no other use."""
+
+    def enter(self, use: Use, g: Tensor, alone: bool) -> None:
+        """A use and the gradient at its output (S, ...)."""
+
+    def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:
+        """A parameter's gradients of each scan (S, numel)."""
 
 
 @dataclass
@@ -43,42 +59,51 @@ class Tape:
 
     trained: set[int]
     uses: list[Use] = field(default_factory=list)
+    copied: list[Copied] = field(default_factory=list)
 
-    def sweep(self, total: Tensor, enter: Callable[[Use, Tensor, bool], None]) -> None:
-        """Go backward from `total` and call enter(use, gradient at its output, whether its parameters have no other use) for
-        every use that it is reached from. The tape is empty then. Raises Unsupported where a parameter's use was not seen.
+    def sweep(self, total: Tensor, entries: Entries) -> None:
+        """Go backward from `total` and enter all that it depends on. The tape is empty then. Raises Unsupported where a
+        parameter's use was not seen.
 
-        On a CPU a use is entered as soon as its gradient is there, when both lie in the cache, and then let go of. On a GPU
-        all are entered at the end, by the thread that may be capturing.
+        On a CPU a use is entered as soon as its gradient is there, and both are then let go of. On a GPU all are entered at
+        the end, by the thread that may be capturing.
         """
-        reached, ends = self._reached(total)
+        reached, ends, copied = self._reached(total)
         calls = Counter(p for use in reached.values() for p in use.parameters.values())
+        calls.update(copy.parameter for copy in copied)
 
         def take(place: int, g: Tensor) -> None:
             use = reached.pop(place)
             _check(use, g)
-            enter(use, g, all(calls[p] == 1 for p in use.parameters.values()))
+            entries.enter(use, g, all(calls[p] == 1 for p in use.parameters.values()))
 
         last = [place for place in reached if place in ends or total.device.type != "cpu"]
         for place in reached.keys() - set(last):
             reached[place].edge.node.register_hook(partial(_on_backward, take, place, reached[place].edge.output_nr))
-        found = list(torch.autograd.grad(total, [reached[place].edge for place in last], allow_unused=True))
+        wanted = [*(copy.copies for copy in copied), *(reached[place].edge for place in last)]
+        found = list(torch.autograd.grad(total, wanted, allow_unused=True)) if wanted else []
         for place in reversed(last):
             g = found.pop()  # each is let go of as soon as its layer is entered
             if g is not None:
                 take(place, g)
-        if reached:
+        if reached or any(g is None for g in found):
             raise Unsupported(_UNSEEN)
+        for copy, g in zip(copied, found, strict=True):
+            entries.enter_by_scan(copy.parameter, g, calls[copy.parameter] == 1)
 
-    def _reached(self, total: Tensor) -> tuple[dict[int, Use], set[int]]:
-        """The uses that `total` depends on, by their place on the tape, which is emptied; and the places of those that
-        depend on no other use, so that the backward pass ends there."""
-        count, above = _walk(total, self.trained, {use.edge.node for use in self.uses})
+    def _reached(self, total: Tensor) -> tuple[dict[int, Use], set[int], list[Copied]]:
+        """The uses that `total` depends on, by their place on the tape; the places of those that depend on no other use, so
+        that the backward pass ends there; and the copies that it depends on. Empties the tape."""
+        copies = {id(copy.copies) for copy in self.copied}
+        count, above = _walk(total, self.trained | copies, {use.edge.node for use in self.uses})
         reached = {place: use for place, use in enumerate(self.uses) if use.edge.node in above}
+        copied = [copy for copy in self.copied if id(copy.copies) in count]
         self.uses.clear()
-        if Counter(id(p) for use in reached.values() for p in use.parameters.values()) != count:
+        self.copied.clear()
+        seen = Counter(id(p) for use in reached.values() for p in use.parameters.values())
+        if seen + Counter(id(copy.copies) for copy in copied) != count:
             raise Unsupported(_UNSEEN)
-        return reached, {place for place, use in reached.items() if not above[use.edge.node]}
+        return reached, {place for place, use in reached.items() if not above[use.edge.node]}, copied
 
 
 def _on_backward(
@@ -121,17 +146,21 @@ def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         a = inputs[0]
         if not output.requires_grad or len(a) != scans or len(output) != scans:
-            raise Unsupported(
-                f"a {type(layer).__name__} is used without gradient, or on rows that are not scans; take engine "
-                "'loop' or 'vmap'."
-            )
+            raise Unsupported(_NOT_SCANS.format(type(layer).__name__))
         rule, own = layers[layer]
         tape.uses.append(Use(layer, rule, own, a.detach(), a._version, get_gradient_edge(output)))
 
-    handles = [layer.register_forward_hook(note) for layer in layers]
-    replaced = {layer: rule.recorded for layer, (rule, _) in layers.items() if rule.recorded is not None}
-    for layer, recorded in replaced.items():
-        layer.forward = partial(recorded, layer)
+    def copying(layer: nn.Module, rule: Rule, own: dict[str, nn.Parameter], x: Tensor) -> Tensor:
+        if len(x) != scans:
+            raise Unsupported(_NOT_SCANS.format(type(layer).__name__))
+        copies = {name: None if p is None else _copies(p, scans) for name, p in layer._parameters.items()}
+        tape.copied.extend(Copied(p, cast(Tensor, copies[name]).requires_grad_()) for name, p in own.items())
+        return cast(Callable[..., Tensor], rule.recorded)(layer, x, *copies.values())
+
+    handles = [layer.register_forward_hook(note) for layer, (rule, _) in layers.items() if rule.recorded is None]
+    replaced = [layer for layer, (rule, _) in layers.items() if rule.recorded is not None]
+    for layer in replaced:
+        layer.forward = partial(copying, layer, *layers[layer])
     try:
         yield tape
     finally:
@@ -139,6 +168,10 @@ def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
             del layer.forward
         for handle in handles:
             handle.remove()
+
+
+def _copies(parameter: Tensor, scans: int) -> Tensor:
+    return parameter.detach().reshape(1, -1).expand(scans, -1).contiguous()
 
 
 def _walk(total: Tensor, wanted: set[int], uses: Collection[Node]) -> tuple[Counter[int], dict[Node, bool]]:
