@@ -3,7 +3,7 @@
 Legend as in `rules`; "narrow" is the side with one place per product (a convolution's output), "wide" the padded one.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import product
 from typing import cast
 
@@ -92,7 +92,7 @@ def _way(layer: _Conv, a: Tensor) -> Callable[[_Conv, Tensor, Tensor, int], Tens
     if planes and torch.backends.mkldnn.is_available() and (_is_dense(layer) or layer.groups > 1 or strided):
         return _as_groups
     if _fits_vectors(layer, a) and torch.backends.mkldnn.is_available():
-        return _as_groups
+        return _as_vectors if layer.groups == 1 else _as_groups
     if _is_dense(layer) and not a.is_cuda:
         return _by_offset
     unrolled = a[0].numel() * torch.Size(layer.kernel_size).numel()
@@ -112,17 +112,36 @@ def _by_points(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
 
 def _as_groups(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     """All units side by side as groups of one convolution, whose weight gradient then is every unit's own."""
+    return _of_groups(layer, a, g, n, layer.weight.shape[:2]).view(1, n, -1)
+
+
+def _as_vectors(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+    """As groups, with channels of zeros added until they fill whole vectors."""
+    rows, columns = layer.weight.shape[:2]
+    more = [-rows % _VECTOR, -columns % _VECTOR]
+    if not any(more):
+        return _as_groups(layer, a, g, n)
+    ends = [0] * 2 * len(layer.kernel_size)
+    a, g = (F.pad(x, [*ends, 0, count]) for x, count in zip((a, g), more if layer.transposed else reversed(more), strict=True))
+    found = _of_groups(layer, a, g, n, (rows + more[0], columns + more[1]))
+    return found[:, :rows, :columns].reshape(1, n, -1)
+
+
+def _of_groups(layer: _Conv, a: Tensor, g: Tensor, n: int, channels: Sequence[int]) -> Tensor:
     scans = len(a) // n
     a, g = (x.unflatten(0, (n, scans)).transpose(0, 1).reshape(scans, -1, *x.shape[2:]) for x in (a, g))
-    only_shape = layer.weight.new_empty(n * layer.weight.shape[0], *layer.weight.shape[1:])
-    return _weight_gradient(layer, only_shape, a, g, n * layer.groups).view(1, n, -1)
+    only_shape = layer.weight.new_empty(n * channels[0], channels[1], *layer.kernel_size)
+    found = _weight_gradient(layer, only_shape, a, g, n * layer.groups)
+    return found.unflatten(0, (n, -1))
 
 
 def _fits_vectors(layer: _Conv, a: Tensor) -> bool:
-    """Volumes whose groups of channels fill whole vectors, for which oneDNN has kernels of many groups too."""
+    """Volumes whose groups of channels fill whole vectors, or do so once they are at most doubled: oneDNN has kernels of many
+    groups for these too."""
     volume = a.device.type == "cpu" and a.dtype == torch.float32 and len(layer.kernel_size) == 3
-    channels = (layer.weight.shape[0] // layer.groups, layer.weight.shape[1])
-    return volume and max(layer.kernel_size) > 1 and not any(count % _VECTOR for count in channels)
+    rows, columns = layer.weight.shape[0] // layer.groups, layer.weight.shape[1]
+    filled = (rows + -rows % _VECTOR) * (columns + -columns % _VECTOR)
+    return volume and max(layer.kernel_size) > 1 and filled <= (2 if layer.groups == 1 else 1) * rows * columns
 
 
 def _one_by_one(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:

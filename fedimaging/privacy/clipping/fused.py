@@ -123,7 +123,8 @@ class _Books:
 
     @torch.no_grad()
     def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:
-        """Take in a parameter's gradients of each scan (S, numel)."""
+        """Take in a parameter's gradients of each scan, end to end (S numel,)."""
+        by_scan = by_scan.view(-1, parameter.numel())
         units = [by_scan[group.scans].view(1, len(group), -1, parameter.numel()).sum(2) for group in self.groups]
         self._keep(parameter, units, alone)
 
@@ -228,7 +229,7 @@ class _NothingOfTheOther:
         self._look(g)
 
     def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:
-        self._look(by_scan)
+        self._look(by_scan.view(2, -1))
 
     def _look(self, g: Tensor) -> None:
         if bool(g[1].any()):

@@ -31,8 +31,8 @@ class Rule:
     """How one kind of layer is differentiated per unit. `a` (S, ...) its input, `g` (S, ...) the output's gradient.
 
     unit_gradients(layer, a, g, U, names) for the layer's own parameters of these names; or
-    recorded(layer, x, *copies): takes forward's place while a pass is recorded, with the same output, from a copy (S, numel)
-    of each of the layer's parameters for every scan, or None where it has none: autograd then gives each scan its own gradient.
+    recorded(layer, x, *copies): takes forward's place while a pass is recorded, with the same output, from copies (S
+    numel,) of each of the layer's parameters, one a scan, or None where it has none: autograd then gives each scan its gradient.
     product: for a layer whose weight's unit gradient is a product of two matrices.
     refuse(layer): why a layer of this kind cannot be treated after all, or None.
     """

@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node
 
 from fedimaging.privacy.clipping.batch import Unsupported
 from fedimaging.privacy.clipping.layers import rule_for
@@ -17,11 +17,10 @@ from fedimaging.privacy.clipping.rules import Rule
 
 _UNSEEN = "a trainable parameter is used outside its own layer; take engine 'loop' or 'vmap'."
 
-_NOT_SCANS = "a {} is used without gradient, or on rows that are not scans; take engine 'loop' or 'vmap'."
+_NOT_SCANS = "a {} is used without gradient, with further arguments, or on rows that are not scans; take engine 'loop' or 'vmap'."
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """One call of a layer: its input, and the place in the graph where the gradient of its output arrives.
 
     The place is noted when the call returns, so a later in-place change of the output does not move it.
@@ -32,12 +31,12 @@ class Use:
     parameters: dict[str, nn.Parameter]
     a: Tensor
     version: int
-    edge: GradientEdge
+    node: Node
+    output: int
 
 
-@dataclass(frozen=True)
-class Copied:
-    """A parameter of which a layer used a copy for every scan: `copies` (S, numel), leaves of the graph."""
+class Copied(NamedTuple):
+    """A parameter of which its layer used a copy for every scan: `copies` (S numel,), a leaf of the graph."""
 
     parameter: nn.Parameter
     copies: Tensor
@@ -50,16 +49,16 @@ class Entries(Protocol):
         """A use and the gradient at its output (S, ...)."""
 
     def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:
-        """A parameter's gradients of each scan (S, numel)."""
+        """A parameter's gradients of each scan, end to end (S numel,)."""
 
 
 @dataclass
 class Tape:
-    """The uses of one forward pass, in order. `trained`: ids of all parameters that train."""
+    """The uses of one forward pass, in order. `trained`: ids of all parameters that train. `copied`: those with copies."""
 
     trained: set[int]
+    copied: list[Copied]
     uses: list[Use] = field(default_factory=list)
-    copied: list[Copied] = field(default_factory=list)
 
     def sweep(self, total: Tensor, entries: Entries) -> None:
         """Go backward from `total` and enter all that it depends on. The tape is empty then. Raises Unsupported where a
@@ -79,8 +78,9 @@ class Tape:
 
         last = [place for place in reached if place in ends or total.device.type != "cpu"]
         for place in reached.keys() - set(last):
-            reached[place].edge.node.register_hook(partial(_on_backward, take, place, reached[place].edge.output_nr))
-        wanted = [*(copy.copies for copy in copied), *(reached[place].edge for place in last)]
+            reached[place].node.register_hook(partial(_on_backward, take, place, reached[place].output))
+        edges = [GradientEdge(reached[place].node, reached[place].output) for place in last]
+        wanted = [*(copy.copies for copy in copied), *edges]
         found = list(torch.autograd.grad(total, wanted, allow_unused=True)) if wanted else []
         for place in reversed(last):
             g = found.pop()  # each is let go of as soon as its layer is entered
@@ -95,15 +95,14 @@ class Tape:
         """The uses that `total` depends on, by their place on the tape; the places of those that depend on no other use, so
         that the backward pass ends there; and the copies that it depends on. Empties the tape."""
         copies = {id(copy.copies) for copy in self.copied}
-        count, above = _walk(total, self.trained | copies, {use.edge.node for use in self.uses})
-        reached = {place: use for place, use in enumerate(self.uses) if use.edge.node in above}
-        copied = [copy for copy in self.copied if id(copy.copies) in count]
+        count, above = _walk(total, self.trained | copies, {use.node for use in self.uses})
+        reached = {place: use for place, use in enumerate(self.uses) if use.node in above}
+        copied = [copy for copy in self.copied if count.pop(id(copy.copies), 0)]
         self.uses.clear()
         self.copied.clear()
-        seen = Counter(id(p) for use in reached.values() for p in use.parameters.values())
-        if seen + Counter(id(copy.copies) for copy in copied) != count:
+        if Counter(id(p) for use in reached.values() for p in use.parameters.values()) != count:
             raise Unsupported(_UNSEEN)
-        return reached, {place for place, use in reached.items() if not above[use.edge.node]}, copied
+        return reached, {place for place, use in reached.items() if not above[use.node]}, copied
 
 
 def _on_backward(
@@ -141,37 +140,45 @@ def known_layers(model: nn.Module) -> dict[nn.Module, tuple[Rule, dict[str, nn.P
 def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
     """Record the uses of trainable layers in a forward pass over `scans` scans."""
     layers = known_layers(model)
-    tape = Tape({id(p) for _, own in layers.values() for p in own.values()})
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        a = inputs[0]
-        if not output.requires_grad or len(a) != scans or len(output) != scans:
-            raise Unsupported(_NOT_SCANS.format(type(layer).__name__))
-        rule, own = layers[layer]
-        tape.uses.append(Use(layer, rule, own, a.detach(), a._version, get_gradient_edge(output)))
-
-    def copying(layer: nn.Module, rule: Rule, own: dict[str, nn.Parameter], x: Tensor) -> Tensor:
-        if len(x) != scans:
-            raise Unsupported(_NOT_SCANS.format(type(layer).__name__))
-        copies = {name: None if p is None else _copies(p, scans) for name, p in layer._parameters.items()}
-        tape.copied.extend(Copied(p, cast(Tensor, copies[name]).requires_grad_()) for name, p in own.items())
-        return cast(Callable[..., Tensor], rule.recorded)(layer, x, *copies.values())
-
-    handles = [layer.register_forward_hook(note) for layer, (rule, _) in layers.items() if rule.recorded is None]
-    replaced = [layer for layer, (rule, _) in layers.items() if rule.recorded is not None]
-    for layer in replaced:
-        layer.forward = partial(copying, layer, *layers[layer])
+    tape = Tape({id(p) for _, own in layers.values() for p in own.values()}, [])
+    for layer, (rule, own) in layers.items():
+        if rule.recorded is None:
+            layer.forward = partial(_noted, tape, scans, layer, rule, own)
+        else:
+            layer.forward = partial(_copying, scans, layer, rule.recorded, _copies(tape, layer, own, scans))
     try:
         yield tape
     finally:
-        for layer in replaced:
+        for layer in layers:
             del layer.forward
-        for handle in handles:
-            handle.remove()
 
 
-def _copies(parameter: Tensor, scans: int) -> Tensor:
-    return parameter.detach().reshape(1, -1).expand(scans, -1).contiguous()
+def _noted(
+    tape: Tape, scans: int, layer: nn.Module, rule: Rule, own: dict[str, nn.Parameter], x: Tensor, *others: object
+) -> Tensor:
+    version, output = x._version, rule.forward(layer, x)
+    if others or output.grad_fn is None or len(x) != scans or len(output) != scans:
+        raise Unsupported(_NOT_SCANS.format(type(layer).__name__))
+    tape.uses.append(Use(layer, rule, own, x, version, output.grad_fn, output.output_nr))
+    return output
+
+
+def _copying(
+    scans: int, layer: nn.Module, recorded: Callable[..., Tensor], copies: list[Tensor | None], x: Tensor
+) -> Tensor:
+    if len(x) != scans:
+        raise Unsupported(_NOT_SCANS.format(type(layer).__name__))
+    return recorded(layer, x, *copies)
+
+
+def _copies(tape: Tape, layer: nn.Module, own: dict[str, nn.Parameter], scans: int) -> list[Tensor | None]:
+    found: list[Tensor | None] = []
+    for name, parameter in layer._parameters.items():
+        copies = None if parameter is None else torch.cat([parameter.detach()] * scans)
+        if copies is not None and name in own:
+            tape.copied.append(Copied(own[name], copies.requires_grad_()))
+        found.append(copies)
+    return found
 
 
 def _walk(total: Tensor, wanted: set[int], uses: Collection[Node]) -> tuple[Counter[int], dict[Node, bool]]:
