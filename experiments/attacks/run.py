@@ -65,8 +65,8 @@ def half_noise() -> Iterator[None]:
     """In this process only: every simulated noise has half the deviation that it is asked for."""
     whole = SimulatedNoise.add_gaussian
 
-    def half(self: SimulatedNoise, tensors: Sequence[Tensor], std: float, step: int) -> None:
-        whole(self, tensors, std / 2, step)
+    def half(self: SimulatedNoise, tensors: Sequence[Tensor], std: float, step: int, *, over: float = 1.0) -> None:
+        whole(self, tensors, std / 2, step, over=over)
 
     SimulatedNoise.add_gaussian = half  # type: ignore[method-assign]
     try:

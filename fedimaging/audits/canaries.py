@@ -76,7 +76,7 @@ class WithCanaries:
         """See `NoiseSource`."""
         return self._noise.generator(step, purpose)
 
-    def add_gaussian(self, tensors: Sequence[Tensor], std: float, step: int) -> None:
+    def add_gaussian(self, tensors: Sequence[Tensor], std: float, step: int, *, over: float = 1.0) -> None:
         """Add the canaries that this step draws, then the noise of the source beneath."""
         import torch
 
@@ -89,7 +89,7 @@ class WithCanaries:
         ).to(flat)
         for tensor, piece in zip(tensors, canary.split([t.numel() for t in tensors]), strict=True):
             tensor.detach().add_(piece.view(tensor.shape))
-        self._noise.add_gaussian(tensors, std, step)
+        self._noise.add_gaussian(tensors, std, step, over=over)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ project's privacy notes: dividing by the drawn number would leak it and change t
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from fedimaging.errors import PrivacyError, bad_value
@@ -141,6 +140,6 @@ def private_gradient(
     clipped = clipped_sum(
         model, losses, x, y, unit_of_scan, n_units, plan.clip_norm, engine=plan.engine, memory_mb=plan.memory_mb
     )
-    noise.add_gaussian(clipped.sum, plan.noise_share * plan.noise_multiplier * clipped.sensitivity, step)
-    torch._foreach_div_(clipped.sum, plan.denominator)
+    std = plan.noise_share * plan.noise_multiplier * clipped.sensitivity
+    noise.add_gaussian(clipped.sum, std, step, over=plan.denominator)
     return clipped.sum

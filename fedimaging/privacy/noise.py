@@ -47,8 +47,8 @@ class NoiseSource(Protocol):
     def generator(self, step: int, purpose: str) -> np.random.Generator:
         """For choices inside a unit (which scans, which augmentation); the guarantee does not rest on these."""
 
-    def add_gaussian(self, tensors: Sequence[Tensor], std: float, step: int) -> None:
-        """Add independent N(0, std²) to every element, in place."""
+    def add_gaussian(self, tensors: Sequence[Tensor], std: float, step: int, *, over: float = 1.0) -> None:
+        """Add independent N(0, std²) to every element, and divide the sum by `over`, in place."""
 
 
 class SimulatedNoise:
@@ -67,10 +67,10 @@ class SimulatedNoise:
         """A Philox stream keyed by the SHA-256 of where, when and what for."""
         return np.random.Generator(np.random.Philox(key=np.frombuffer(self._key(step, purpose)[:16], dtype="<u8")))
 
-    def add_gaussian(self, tensors: Sequence[Tensor], std: float, step: int) -> None:
+    def add_gaussian(self, tensors: Sequence[Tensor], std: float, step: int, *, over: float = 1.0) -> None:
         """See `NoiseSource.add_gaussian`. The same bits for any number of threads and on every device, whose logarithms and
         cosines may differ in the last digit."""
-        _add(tensors, std, lambda chunk: self._key(step, f"gaussian {chunk}"), _SIMULATED)
+        _add(tensors, std, lambda chunk: self._key(step, f"gaussian {chunk}"), _SIMULATED, over)
 
     def _key(self, step: int, purpose: str) -> bytes:
         return hashlib.sha256(f"{self._origin}\n{step}\n{purpose}".encode()).digest()
@@ -94,9 +94,9 @@ class SecureNoise:
         """A numpy generator seeded with 256 bits of the system's entropy."""
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(int.from_bytes(os.urandom(32), "big"))))
 
-    def add_gaussian(self, tensors: Sequence[Tensor], std: float, step: int) -> None:
+    def add_gaussian(self, tensors: Sequence[Tensor], std: float, step: int, *, over: float = 1.0) -> None:
         """See `NoiseSource.add_gaussian`. Each number is the sum of four Gaussians, each of a quarter of the variance."""
-        _add(tensors, std, lambda chunk: os.urandom(32), _SECURE)
+        _add(tensors, std, lambda chunk: os.urandom(32), _SECURE, over)
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,11 @@ class _Method:
     normals: Callable[[Tensor], Tensor]
 
 
-def _add(tensors: Sequence[Tensor], std: float, key_of: Callable[[int], bytes], method: _Method) -> None:
-    """Add std times standard normals to all numbers laid end to end, of which chunk i comes from the key `key_of(i)`. Product
-    and sum are formed in the method's precision, or the tensors' own type if that is wider, and only then rounded."""
+def _add(
+    tensors: Sequence[Tensor], std: float, key_of: Callable[[int], bytes], method: _Method, over: float
+) -> None:
+    """Add std times standard normals to all numbers laid end to end, of which chunk i comes from the key `key_of(i)`, and divide
+    by `over`. Product and sum are formed in the method's precision, or the tensors' own type if that is wider, then rounded."""
     if not (math.isfinite(std) and std >= 0):
         raise PrivacyError(bad_value("std of the noise", std, "must be a finite number, 0 or above"))
     sizes = [tensor.numel() for tensor in tensors]
@@ -123,18 +125,19 @@ def _add(tensors: Sequence[Tensor], std: float, key_of: Callable[[int], bytes], 
     normals = _on_cuda(chunks, device, key_of, method) if device.type == "cuda" else None
     with torch.no_grad():
         if normals is None:
-            _add_on_cpu(tensors, sizes, std, chunks, key_of, method)
+            _add_on_cpu(tensors, sizes, std, chunks, key_of, method, over)
         else:
             pieces = normals[:count].split(sizes)
             torch._foreach_add_(list(tensors), [p.view(t.shape) for p, t in zip(pieces, tensors, strict=True)], alpha=std)
+            torch._foreach_div_(list(tensors), over)
 
 
 def _add_on_cpu(
     tensors: Sequence[Tensor], sizes: list[int], std: float, chunks: list[int], key_of: Callable[[int], bytes],
-    method: _Method,
+    method: _Method, over: float,
 ) -> None:
-    """Chunk by chunk, each added while it lies in the cache. Apple's MPS, which has no float64, is served here too."""
-    flats = [tensor.detach().cpu().contiguous().view(-1) for tensor in tensors]  # the tensors' own memory where it can be
+    """Chunk by chunk, added and divided while it lies in the cache. Apple's MPS, which has no float64, is served here too."""
+    flats = [_flat_on_cpu(tensor) for tensor in tensors]
     ends = list(accumulate(sizes))
 
     def make(chunk: int) -> None:
@@ -142,15 +145,27 @@ def _add_on_cpu(
         key_stream.fill(key_of(chunk), words)
         normals, first = method.normals(words), chunk * _CHUNK
         last = min(first + len(normals), ends[-1])
+        targets = []
         for place in range(bisect_right(ends, first), bisect_left(ends, last) + 1):
             begin = ends[place] - sizes[place]
             low, high = max(first, begin), min(last, ends[place])
-            flats[place][low - begin : high - begin].add_(normals[low - first : high - first], alpha=std)
+            targets.append(flats[place][low - begin : high - begin] if high - low < sizes[place] else flats[place])
+        pieces = normals[: last - first].split([len(target) for target in targets])
+        torch._foreach_add_(targets, list(pieces), alpha=std)
+        if over != 1.0:
+            torch._foreach_div_(targets, over)
 
     _side_by_side(make, len(chunks))
     for tensor, flat in zip(tensors, flats, strict=True):
         if tensor.data_ptr() != flat.data_ptr():
             tensor.copy_(flat.view(tensor.shape))
+
+
+def _flat_on_cpu(tensor: Tensor) -> Tensor:
+    """The tensor's own memory where it can be, else a copy."""
+    if tensor.device.type == "cpu" and tensor.is_contiguous():
+        return tensor.view(-1)
+    return tensor.detach().cpu().contiguous().view(-1)
 
 
 def _on_cuda(
@@ -199,12 +214,9 @@ def _secure_normals(words: Tensor) -> Tensor:
 def _simulated_normals(words: Tensor) -> Tensor:
     """One Box-Muller draw from 31 and 32 bits; the radius reaches 6.7, fine steps included."""
     bits = words[..., 0, 0, :].bitwise_and_(0x7FFF_FFFF)
-    radius = _log(bits.float().add_(0.5).mul_(2.0**-31)).mul_(-2.0).sqrt_()
-    angle = words[..., 0, 1, :].float().mul_(math.pi * 2.0**-31)
-    out = torch.empty(*words.shape[:-3], 2, words.shape[-1], dtype=torch.float32, device=words.device)
-    for place, wave in enumerate(_cos_and_sin(angle)):
-        torch.mul(radius, wave, out=out[..., place, :])
-    return out.flatten(-2)
+    radius = _log(torch.add(bits, 0.5).mul_(2.0**-31)).mul_(-2.0).sqrt_()
+    waves = _cos_and_sin(torch.mul(words[..., 0, 1, :], math.pi * 2.0**-31))
+    return torch.stack([wave.mul_(radius) for wave in waves], dim=-2).flatten(-2)
 
 
 def _log(x: Tensor) -> Tensor:
@@ -218,7 +230,9 @@ def _log(x: Tensor) -> Tensor:
 def _cos_and_sin(angle: Tensor) -> tuple[Tensor, Tensor]:
     if angle.device.type != "cpu" or angle.dtype == torch.float64:
         return angle.cos(), angle.sin_()
-    return torch.from_numpy(np.cos(angle.numpy())), torch.from_numpy(np.sin(angle.numpy()))
+    cosine = torch.from_numpy(np.cos(angle.numpy()))
+    np.sin(angle.numpy(), out=angle.numpy())
+    return cosine, angle
 
 
 _SIMULATED = _Method(torch.int32, 1, torch.float32, _simulated_normals)

@@ -107,7 +107,8 @@ def test_half_the_noise_is_a_violation_by_canaries_and_by_running_again(
     study, options = tiny_study(*WAVELETS, "federation.rounds=10"), AuditOptions(("canaries",), canaries=200)
     whole = SimulatedNoise.add_gaussian
     with monkeypatch.context() as broken:
-        broken.setattr(SimulatedNoise, "add_gaussian", lambda self, tensors, std, step: whole(self, tensors, std / 2, step))
+        half = lambda self, tensors, std, step, **how: whole(self, tensors, std / 2, step, **how)  # noqa: E731
+        broken.setattr(SimulatedNoise, "add_gaussian", half)
         out = run(study, tmp_path / "run")
         tree = audit(out, options, quiet)
         assert line(tree, "reproduction")["verdict"] == "consistent"  # the same broken code gives the same weights
