@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,10 +77,11 @@ class UnitBatch:
         """(S,) int64 on the CPU."""
         return torch.repeat_interleave(torch.arange(len(self)), self.counts)
 
-    @property
+    @cached_property
     def even(self) -> int | None:
         """The number of scans of every unit, where all have as many."""
-        return int(self.counts[0]) if len(self.counts) and bool((self.counts == self.counts[0]).all()) else None
+        counts = self.counts.numpy()
+        return int(counts[0]) if len(counts) and (counts == counts[0]).all() else None
 
     @property
     def weights(self) -> Tensor:
@@ -95,6 +98,8 @@ class UnitBatch:
 
     def units(self, first: int, last: int) -> "UnitBatch":
         """Units first..last-1."""
+        if first == 0 and last == len(self):
+            return self
         begin, end = int(self.counts[:first].sum()), int(self.counts[:last].sum())
         return UnitBatch(self.x[begin:end], self.y[begin:end], self.counts[first:last])
 
@@ -111,15 +116,14 @@ class UnitBatch:
 
 def unit_batch(x: Tensor, y: Tensor, unit_of_scan: Tensor, n_units: int) -> UnitBatch:
     """Check that rows, targets and units belong together. Raises PrivacyError where they do not."""
-    unit_of_scan = unit_of_scan.detach().cpu().long()
-    if not len(x) == len(y) == len(unit_of_scan):
-        given = (len(x), len(y), len(unit_of_scan))
+    owners = unit_of_scan.detach().cpu().long().numpy()
+    if not len(x) == len(y) == len(owners):
+        given = (len(x), len(y), len(owners))
         raise PrivacyError(bad_value("rows of x, y, unit_of_scan", given, "must be equal: one row is one scan"))
-    ordered = bool((unit_of_scan[1:] >= unit_of_scan[:-1]).all())
-    if len(unit_of_scan) and not (ordered and unit_of_scan[0] >= 0 and unit_of_scan[-1] < n_units):
-        text = bad_value("unit_of_scan", unit_of_scan.tolist()[:20], f"must be sorted and lie in 0..{n_units - 1}")
+    if len(owners) and not ((owners[1:] >= owners[:-1]).all() and owners[0] >= 0 and owners[-1] < n_units):
+        text = bad_value("unit_of_scan", owners.tolist()[:20], f"must be sorted and lie in 0..{n_units - 1}")
         raise PrivacyError(text)
-    return UnitBatch(x, y, torch.bincount(unit_of_scan, minlength=n_units))
+    return UnitBatch(x, y, torch.from_numpy(np.bincount(owners, minlength=n_units)))
 
 
 def two_scans(batch: UnitBatch) -> tuple[Tensor, Tensor]:

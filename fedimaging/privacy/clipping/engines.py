@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,19 +42,25 @@ def _engine(method: Method, unit_bytes: UnitBytes) -> Engine:
         memory_mb: float | None = None,
     ) -> ClippedSum:
         batch = unit_batch(x, y, unit_of_scan, n_units)
-        norms = torch.zeros(n_units, device=x.device, dtype=norm_type(x.device))
         if not len(x):
-            return ClippedSum(zero_sum(model), norms, clip_norm)
-        filled = batch.counts.nonzero().flatten()
-        batch = UnitBatch(x, y, batch.counts[filled])  # a unit without a scan has no rows to leave out
+            return ClippedSum(zero_sum(model), _zero_norms(n_units, x), clip_norm)
+        filled = np.flatnonzero(batch.counts.numpy())
+        if len(filled) < n_units:
+            batch = UnitBatch(x, y, batch.counts[filled])  # a unit without a scan has no rows to leave out
         cuts = _cuts(model, losses, batch, unit_bytes, memory_mb)
         parts = [method(model, losses, batch.units(first, last), clip_norm) for first, last in cuts]
         for part in parts[1:]:
             torch._foreach_add_(parts[0].sum, part.sum)
-        norms[filled.to(x.device)] = torch.cat([part.norms for part in parts])
+        norms = torch.cat([part.norms for part in parts]) if len(parts) > 1 else parts[0].norms
+        if len(filled) < n_units:
+            norms = _zero_norms(n_units, x).index_copy_(0, torch.from_numpy(filled).to(x.device), norms)
         return ClippedSum(parts[0].sum, norms, clip_norm)
 
     return run
+
+
+def _zero_norms(n_units: int, x: Tensor) -> Tensor:
+    return torch.zeros(n_units, device=x.device, dtype=norm_type(x.device))
 
 
 def _cuts(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,19 +46,25 @@ def sum_by_bookkeeping(model: nn.Module, losses: Losses, batch: UnitBatch, clip_
         replayed = sum_by_replay(rough_sum, model, losses, batch, clip_norm)
         if replayed is not None:
             return replayed
-    order = torch.argsort(batch.counts, stable=True)
-    ordered = batch.choose(order)
-    books = _read(model, losses, ordered)
+    if batch.even is None:
+        order = torch.argsort(batch.counts, stable=True)
+        sorted_ = _sum_of_sorted(model, losses, batch.choose(order), clip_norm)
+        norms = torch.empty_like(sorted_.norms).index_copy_(0, order.to(sorted_.norms.device), sorted_.norms)
+        return ClippedSum(sorted_.sum, norms, clip_norm)
+    return _sum_of_sorted(model, losses, batch, clip_norm)
+
+
+def _sum_of_sorted(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
+    """As `sum_by_bookkeeping`, for a batch sorted by scans per unit."""
+    books = _read(model, losses, batch)
     norms = books.close()
-    keep = torch.isfinite(norms)
-    if bool(keep.all()):
-        total = books.weighted_sum(model, clip_factors(norms, clip_norm))
-    else:
-        kept = ordered.choose(keep.cpu().nonzero().flatten())
-        total = sum_by_bookkeeping(model, losses, kept, clip_norm).sum if len(kept.x) else zero_sum(model)
-    found = torch.empty_like(norms)
-    found[order.to(norms.device)] = norms
-    return ClippedSum(total, found, clip_norm)
+    keep = np.isfinite(norms.cpu().numpy())
+    if keep.all():
+        return ClippedSum(books.weighted_sum(model, clip_factors(norms, clip_norm)), norms, clip_norm)
+    del books
+    kept = batch.choose(torch.from_numpy(np.flatnonzero(keep)))
+    total = _sum_of_sorted(model, losses, kept, clip_norm).sum if len(kept.x) else zero_sum(model)
+    return ClippedSum(total, norms, clip_norm)
 
 
 def rough_sum(
