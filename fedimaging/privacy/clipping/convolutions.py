@@ -83,7 +83,8 @@ def _conv_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Colle
     if "weight" in names:
         found["weight"] = _way(layer, a)(layer, a, g, n)
     if "bias" in names:
-        found["bias"] = g.flatten(2).sum(2).view(1, n, -1, g.shape[1]).sum(2)
+        by_scan = g.flatten(2).sum(2)
+        found["bias"] = (by_scan if len(g) == n else by_scan.view(n, -1, g.shape[1]).sum(1))[None]
     return found
 
 

@@ -123,7 +123,8 @@ class _Books:
         if not names:
             return
         rule = cast(Callable[..., UnitGradients], use.rule.unit_gradients)
-        found = [rule(use.layer, a[group.scans], g[group.scans], len(group), names) for group in self.groups]
+        pieces = [(a, g)] if self.batch.even else [(a[group.scans], g[group.scans]) for group in self.groups]
+        found = [rule(use.layer, *piece, len(group), names) for piece, group in zip(pieces, self.groups, strict=True)]
         for name, parameter in use.parameters.items():
             if name in names:
                 self._keep(parameter, [gradients[name] for gradients in found], alone)
@@ -132,7 +133,10 @@ class _Books:
     def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:
         """Take in a parameter's gradients of each scan, end to end (S numel,)."""
         by_scan = by_scan.view(-1, parameter.numel())
-        units = [by_scan[group.scans].view(1, len(group), -1, parameter.numel()).sum(2) for group in self.groups]
+        if self.batch.even == 1:
+            units = [by_scan[None]]
+        else:
+            units = [by_scan[group.scans].view(1, len(group), -1, parameter.numel()).sum(2) for group in self.groups]
         self._keep(parameter, units, alone)
 
     def _squares(self, product: Product, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Tensor:
@@ -192,7 +196,7 @@ class _Books:
 
 def _in_order(gradients: Tensor) -> Tensor:
     """(O, U, R) -> (U, R O), each unit's numbers in the parameter's own order."""
-    return gradients.permute(1, 2, 0).reshape(gradients.shape[1], -1)
+    return gradients[0] if len(gradients) == 1 else gradients.permute(1, 2, 0).reshape(gradients.shape[1], -1)
 
 
 def _groups(batch: UnitBatch) -> Iterator[_Group]:

@@ -19,6 +19,7 @@ from fedimaging.privacy.clipping.batch import norm_type
 _BLOCK = 1 << 20  # numbers laid out at a time: stays near the cache and in memory that the allocator hands out again
 _GPU_BLOCK = 1 << 28  # a GPU wants few large calls
 _GRAM_OVERHEAD = 1e7  # operations that would take as long as the calls for two Gram matrices and one more gradient
+_FEW_WEIGHTS = 1 << 12  # their product is so small that Gram matrices never pay
 _CANCELLED = 1e-2  # below this share of its terms' absolute sum, a float32 Gram norm is computed again in float64
 
 UnitGradients = dict[str, Tensor]
@@ -64,6 +65,8 @@ class Product:
         and the memory that it passes through. The constants were measured on a CPU; they change no result.
         """
         weight = cast(Tensor, layer.weight)
+        if weight.numel() <= _FEW_WEIGHTS:
+            return False
         rows, columns = weight.shape[0] // cast(int, getattr(layer, "groups", 1)), weight[0].numel()
         size, channels = self.gram_size(layer, a, g)
         positions = len(a) / n * size
