@@ -119,7 +119,7 @@ def _by_points(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
 
 def _as_groups(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     """All units side by side as groups of one convolution, whose weight gradient then is every unit's own."""
-    return _of_groups(layer, a, g, n, layer.weight.shape[:2]).view(1, n, -1)
+    return _of_groups(layer, a, g, n, layer.weight.shape[:2]).reshape(1, n, -1)
 
 
 def _as_vectors(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:

@@ -29,9 +29,10 @@ from fedimaging.privacy.clipping.batch import (
 from fedimaging.privacy.clipping.memory import ProofKey, proof_key
 from fedimaging.privacy.clipping.replay import sum_by_replay
 from fedimaging.privacy.clipping.rules import Product, UnitGradients, shaped
-from fedimaging.privacy.clipping.tape import Use, recording
+from fedimaging.privacy.clipping.tape import Use, known_layers, recording
 
 _SMALL = 1 << 16  # numbers of a parameter's unit gradients; fewer are not worth calls of their own
+_AGREEMENT, _NOTHING = 1e-3, 1e-6  # relative and absolute; far above rounding, far below a wrong gradient
 _proven: set[ProofKey] = set()
 
 
@@ -230,7 +231,22 @@ def _prove_rows_are_scans(model: nn.Module, losses: Losses, batch: UnitBatch) ->
     with recording(model, 2) as tape:
         first = scan_losses(losses, model(x), y)[0]
     tape.sweep(first, _NothingOfTheOther())
+    if any(rule.tried for rule, _ in known_layers(model).values()):
+        _try_against_autograd(model, losses, x, y)
     _proven.add(key)
+
+
+def _try_against_autograd(model: nn.Module, losses: Losses, x: Tensor, y: Tensor) -> None:
+    """Raises Unsupported where the gradients of two scans, added up, are not autograd's own."""
+    state = torch.get_rng_state()
+    books = _read(model, losses, UnitBatch(x, y, torch.ones(2, dtype=torch.int64)))
+    books.close()
+    found = books.weighted_sum(model, x.new_ones(2))
+    torch.set_rng_state(state)  # the same dropout
+    expected = torch.autograd.grad(scan_losses(losses, model(x), y).sum(), trainable(model), materialize_grads=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        if not (ours - theirs).norm() <= _AGREEMENT * theirs.norm() + _NOTHING:
+            raise Unsupported("a layer of another library computes otherwise than expected; take engine 'loop' or 'vmap'.")
 
 
 class _NothingOfTheOther:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedimaging.privacy.clipping.attention import window_attention_rule
 from fedimaging.privacy.clipping.convolutions import CONVOLUTIONS
 from fedimaging.privacy.clipping.rules import Product, Rule, UnitGradients
 
@@ -89,7 +90,7 @@ def _refuse_embedding(layer: nn.Module) -> str | None:
 
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: Rule(
-        nn.Linear.forward, _linear_gradients, Product(_linear_grams, _linear_gram_size, _linear_weighted)
+        nn.Linear.forward, _linear_gradients, Product(_linear_grams, _linear_gram_size, _linear_weighted), parts=True
     ),
     **CONVOLUTIONS,
     nn.GroupNorm: Rule(nn.GroupNorm.forward, recorded=_recorded_norm),
@@ -97,7 +98,7 @@ RULES: dict[type[nn.Module], Rule] = {
         kind: Rule(kind.forward, recorded=_recorded_norm, refuse=_refuse_instance_norm)
         for kind in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
     },
-    nn.LayerNorm: Rule(nn.LayerNorm.forward, _layer_norm_gradients),
+    nn.LayerNorm: Rule(nn.LayerNorm.forward, _layer_norm_gradients, parts=True),
     nn.PReLU: Rule(nn.PReLU.forward, recorded=_recorded_prelu),
     nn.Embedding: Rule(nn.Embedding.forward, _embedding_gradients, refuse=_refuse_embedding),
 }  # fmt: skip
@@ -111,4 +112,4 @@ def rule_for(layer: nn.Module) -> Rule | None:
     for kind, rule in RULES.items():
         if isinstance(layer, kind) and type(layer).forward is rule.forward and rule.refuse(layer) is None:
             return rule
-    return None
+    return window_attention_rule(layer)

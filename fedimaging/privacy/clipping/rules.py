@@ -35,6 +35,9 @@ class Rule:
     recorded(layer, x, *copies): takes forward's place while a pass is recorded, with the same output, from copies (S
     numel,) of each of the layer's parameters, one a scan, or None where it has none: autograd then gives each scan its gradient.
     product: for a layer whose weight's unit gradient is a product of two matrices.
+    parts: whether it takes rows that are parts of scans, all of a scan one after the other: `a` and `g` (S, parts, ...) then.
+    at(layer): the inner module whose input takes the output's place, in `g` too; None: the layer's own output.
+    tried: whether it rests on another library's code, and so is tried against autograd before its first use.
     refuse(layer): why a layer of this kind cannot be treated after all, or None.
     """
 
@@ -42,6 +45,9 @@ class Rule:
     unit_gradients: Callable[..., UnitGradients] | None = None
     product: "Product | None" = None
     recorded: Callable[..., Tensor] | None = None
+    parts: bool = False
+    at: Callable[[nn.Module], nn.Module] | None = None
+    tried: bool = False
     refuse: Callable[[nn.Module], str | None] = lambda layer: None
 
 

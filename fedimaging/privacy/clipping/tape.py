@@ -74,7 +74,7 @@ class Tape:
         def take(place: int, g: Tensor) -> None:
             use = reached.pop(place)
             _check(use, g)
-            entries.enter(use, g, all(calls[p] == 1 for p in use.parameters.values()))
+            entries.enter(use, _by_scan(g, len(use.a)), all(calls[p] == 1 for p in use.parameters.values()))
 
         last = [place for place in reached if place in ends or total.device.type != "cpu"]
         for place in reached.keys() - set(last):
@@ -141,26 +141,37 @@ def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
     """Record the uses of trainable layers in a forward pass over `scans` scans."""
     layers = known_layers(model)
     tape = Tape({id(p) for _, own in layers.values() for p in own.values()}, [])
+    replaced = []
     for layer, (rule, own) in layers.items():
-        if rule.recorded is None:
-            layer.forward = partial(_noted, tape, scans, layer, rule, own)
+        target = layer if rule.at is None else rule.at(layer)
+        replaced.append(target)
+        if rule.recorded is not None:
+            target.forward = partial(_copying, scans, layer, rule.recorded, _copies(tape, layer, own, scans))
         else:
-            layer.forward = partial(_copying, scans, layer, rule.recorded, _copies(tape, layer, own, scans))
+            target.forward = partial(_noted, tape, scans, layer, rule, own, target)
     try:
         yield tape
     finally:
-        for layer in layers:
-            del layer.forward
+        for target in replaced:
+            del target.forward
 
 
 def _noted(
-    tape: Tape, scans: int, layer: nn.Module, rule: Rule, own: dict[str, nn.Parameter], x: Tensor, *others: object
-) -> Tensor:
-    version, output = x._version, rule.forward(layer, x)
-    if others or output.grad_fn is None or len(x) != scans or len(output) != scans:
+    tape: Tape, scans: int, layer: nn.Module, rule: Rule, own: dict[str, nn.Parameter], target: nn.Module,
+    x: Tensor, *others: object,
+) -> Tensor:  # fmt: skip
+    version, output = x._version, type(target).forward(target, x)
+    noted = output if rule.at is None else x
+    fits = len(x) == len(output) == scans or (rule.parts and len(x) == len(output) and len(x) % scans == 0)
+    if others or noted.grad_fn is None or not fits:
         raise Unsupported(_NOT_SCANS.format(type(layer).__name__))
-    tape.uses.append(Use(layer, rule, own, x, version, output.grad_fn, output.output_nr))
+    tape.uses.append(Use(layer, rule, own, _by_scan(x, scans), version, noted.grad_fn, noted.output_nr))
     return output
+
+
+def _by_scan(rows: Tensor, scans: int) -> Tensor:
+    """(S, ...) as it is; (S parts, ...) -> (S, parts, ...)."""
+    return rows if len(rows) == scans else rows.unflatten(0, (scans, -1))
 
 
 def _copying(
