@@ -75,10 +75,12 @@ def test_4_every_layer_and_every_awkward_use_of_one(engine: str, dtype: torch.dt
 
 @pytest.mark.parametrize("layer", [
     nn.Conv3d(1, 2, 7, stride=2, padding=3), nn.Conv3d(16, 16, 3, padding=1), nn.ConvTranspose3d(16, 16, 2, stride=2),
-], ids=["unit by unit", "groups", "groups, transposed"])
+    nn.Conv3d(24, 12, 3, padding=1), nn.ConvTranspose3d(24, 12, 2, stride=2), nn.Conv3d(64, 64, 3, padding=1),
+    nn.ConvTranspose3d(64, 64, 3, padding=1, stride=2, output_padding=1),
+], ids=["unit by unit", "groups", "groups, transposed", "filled up", "filled up, transposed", "few places", "few, transposed"])
 def test_4_volumes_that_have_a_way_of_their_own(layer: nn.Module) -> None:
     torch.manual_seed(0)
-    size = 24 if layer.in_channels == 1 else 6
+    size = {1: 24, 64: 1}.get(layer.in_channels, 6)
     x, unit = torch.randn(5, layer.in_channels, size, size, size), torch.tensor([0, 1, 1, 2, 2])
 
     def losses(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -281,6 +283,50 @@ class Elsewhere(Plain):
         return super().forward(x) + self.head.weight.sum(1)
 
 
+class ElsewhereThanInItsNorm(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.norm.weight.sum()
+
+
+class OutputSize(Plain):
+    """An argument besides the input may change what the layer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(2, 2, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.up(x, [20, 18]))
+
+
+class OwnForward(Plain):
+    """A layer that was given a forward of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.forward = lambda x: nn.functional.linear(x, 2 * self.head.weight)
+
+
+class Pieces(Plain):
+    """A linear layer that sees every scan in pieces, one scan after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.piece = nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = self.piece(x.reshape(-1, 24)).tanh()
+        return super().forward(pieces.reshape(x.shape))
+
+
+class PiecesOfAllScans(Pieces):
+    """First the first piece of all scans, then the second: half of the rows are not one scan's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = self.piece(x.reshape(len(x), -1, 24).transpose(0, 1).reshape(-1, 24)).tanh()
+        return Plain.forward(self, pieces.view(-1, len(x), 24).transpose(0, 1).reshape(x.shape))
+
+
 class Shared(Plain):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(torch.cat([x, x])).unflatten(0, (2, -1)).mean(0)
@@ -291,13 +337,21 @@ class Own(nn.Linear):
         return super().forward(x) * 2
 
 
-@pytest.mark.parametrize("kind", [BareParameter, Elsewhere, Shared, Own])
+REFUSED = [BareParameter, Elsewhere, ElsewhereThanInItsNorm, OutputSize, OwnForward, PiecesOfAllScans, Shared, Own]
+
+
+@pytest.mark.parametrize("kind", REFUSED)
 def test_fused_refuses_what_it_cannot_follow(kind: type[nn.Module]) -> None:
     model = nn.Sequential(nn.Flatten(), Own(2 * 72, 3)) if kind is Own else kind()
     batch = scans(RAGGED, 9, 8)
     with pytest.raises(Unsupported, match="loop"):
         _sum("fused", model.double(), batch)
     assert _relative(_sum("vmap", model, batch), _oracle(model, class_losses, batch, 0.5)) < 1e-12
+
+
+def test_4_rows_may_be_pieces_of_scans() -> None:
+    model, batch = Pieces().double(), scans(RAGGED, 9, 8)
+    assert _relative(_sum("fused", model, batch), _oracle(model, class_losses, batch, 0.5)) < 1e-12
 
 
 def test_auto_keeps_to_what_the_model_allows() -> None:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Collection
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from fedimaging.privacy.clipping.rules import Rule, UnitGradients

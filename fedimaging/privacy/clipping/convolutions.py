@@ -15,7 +15,7 @@ from fedimaging.privacy.clipping.rules import Product, Rule, UnitGradients, bloc
 
 _LARGE_VOLUME = 1 << 22  # numbers of a scan unrolled; above, one call a unit is quicker
 _VECTOR = 16  # float32 numbers of an AVX-512 register, oneDNN's block of channels
-_FEW_PLACES = 32  # of all scans; with so few, a plain product beats oneDNN's weight gradient, which takes as long for one as for 64
+_FEW_PLACES = 32  # of all scans together; for so few, oneDNN's weight gradient takes up to five times a plain product
 _FEW_STRIDED = 1 << 15  # weights of a strided kernel; with more of them, unrolled patches are quicker
 
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d

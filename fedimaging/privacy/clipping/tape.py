@@ -1,11 +1,11 @@
 """What happened inside a model in one forward pass: each use of a layer that trains, and a proof that none is missing."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class Tape:
         for place in reached.keys() - set(last):
             reached[place].node.register_hook(partial(_on_backward, take, place, reached[place].output))
         edges = [GradientEdge(reached[place].node, reached[place].output) for place in last]
-        wanted = [*(copy.copies for copy in copied), *edges]
+        wanted = cast(Sequence[Tensor], [*(copy.copies for copy in copied), *edges])  # PyTorch takes both kinds together
         found = list(torch.autograd.grad(total, wanted, allow_unused=True)) if wanted else []
         for place in reversed(last):
             g = found.pop()  # each is let go of as soon as its layer is entered
