@@ -223,7 +223,7 @@ def _simulated_normals(words: Tensor) -> Tensor:
 
 
 def _simulated_on_cpu(words: Tensor) -> Tensor:
-    """(1, 2, H) -> (2 H,), piece by piece in the cache, by NumPy, whose logarithms, sines and calls take half of PyTorch's time."""
+    """(1, 2, H) -> (2 H,), piece by piece in the cache, by NumPy, which takes half of PyTorch's time for these functions."""
     lows, highs = words[0].numpy()
     out = np.empty((2, len(lows)), dtype=np.float32)
     radii = torch.empty(min(_PIECE, len(lows)))

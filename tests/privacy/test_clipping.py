@@ -349,6 +349,17 @@ def test_fused_refuses_what_it_cannot_follow(kind: type[nn.Module]) -> None:
     assert _relative(_sum("vmap", model, batch), _oracle(model, class_losses, batch, 0.5)) < 1e-12
 
 
+@pytest.mark.parametrize("layer", [
+    nn.Conv2d(16, 64, 3, padding=1), nn.Conv2d(16, 64, (5, 3), padding=(4, 2), dilation=2, stride=2, bias=False),
+    nn.Conv2d(16, 64, 3, padding=2), nn.Conv2d(16, 64, 2, padding=1),
+], ids=["middle", "dilated", "more padding", "even"])
+def test_4_kernels_of_which_one_place_meets_data(layer: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 16, 1), nn.AdaptiveAvgPool2d(1), layer, nn.Flatten(), nn.LazyLinear(3)).double()
+    batch = scans(RAGGED, 9, 8)
+    model(batch[0])
+    assert _relative(_sum("fused", model, batch), _oracle(model, class_losses, batch, 0.5)) < 1e-12
+
+
 def test_4_rows_may_be_pieces_of_scans() -> None:
     model, batch = Pieces().double(), scans(RAGGED, 9, 8)
     assert _relative(_sum("fused", model, batch), _oracle(model, class_losses, batch, 0.5)) < 1e-12

@@ -5,7 +5,7 @@ Legend as in `rules`; "narrow" is the side with one place per product (a convolu
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import product
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -267,9 +267,20 @@ def _weight_gradient(layer: _Conv, weight: Tensor, a: Tensor, g: Tensor, groups:
     return cast(Tensor, found[1])
 
 
+def _conv_run(layer: nn.Module, x: Tensor) -> Tensor:
+    """The forward pass; where a scan is down to one place, all but the kernel's middle meets zeros and is left out."""
+    layer = cast(_Conv, layer)
+    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    in_the_middle = all(span == 2 * pad for span, pad in zip(spans, _padding(layer), strict=True))
+    if x.shape[2:].numel() > 1 or max(layer.kernel_size) == 1 or layer.transposed or layer.groups > 1 or not in_the_middle:
+        return cast(Tensor, type(layer).forward(cast(Any, layer), x))
+    middle: tuple[slice | int, ...] = (slice(None), slice(None), *(size // 2 for size in layer.kernel_size))
+    return F.linear(x.flatten(1), layer.weight[middle], layer.bias).view(len(x), -1, *x.shape[2:])
+
+
 def _conv(kind: type[nn.Module]) -> Rule:
     product = Product(_conv_grams, _conv_gram_size, _conv_weighted)
-    return Rule(kind.forward, _conv_gradients, product, refuse=_refuse_conv)
+    return Rule(kind.forward, _conv_gradients, product, run=_conv_run, refuse=_refuse_conv)
 
 
 CONVOLUTIONS: dict[type[nn.Module], Rule] = {

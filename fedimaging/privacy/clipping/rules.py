@@ -34,6 +34,7 @@ class Rule:
     unit_gradients(layer, a, g, U, names) for the layer's own parameters of these names; or
     recorded(layer, x, *copies): takes forward's place while a pass is recorded, with the same output, from copies (S
     numel,) of each of the layer's parameters, one a scan, or None where it has none: autograd then gives each scan its gradient.
+    run(layer, x): the same output and gradient at the input as forward, sooner; None: forward itself.
     product: for a layer whose weight's unit gradient is a product of two matrices.
     parts: whether it takes rows that are parts of scans, all of a scan one after the other: `a` and `g` (S, parts, ...) then.
     at(layer): the inner module whose input takes the output's place, in `g` too; None: the layer's own output.
@@ -45,6 +46,7 @@ class Rule:
     unit_gradients: Callable[..., UnitGradients] | None = None
     product: "Product | None" = None
     recorded: Callable[..., Tensor] | None = None
+    run: Callable[[nn.Module, Tensor], Tensor] | None = None
     parts: bool = False
     at: Callable[[nn.Module], nn.Module] | None = None
     tried: bool = False

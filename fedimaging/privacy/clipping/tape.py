@@ -160,7 +160,7 @@ def _noted(
     tape: Tape, scans: int, layer: nn.Module, rule: Rule, own: dict[str, nn.Parameter], target: nn.Module,
     x: Tensor, *others: object,
 ) -> Tensor:  # fmt: skip
-    version, output = x._version, type(target).forward(target, x)
+    version, output = x._version, (rule.run or type(target).forward)(target, x)
     noted = output if rule.at is None else x
     fits = len(x) == len(output) == scans or (rule.parts and len(x) == len(output) and len(x) % scans == 0)
     if others or noted.grad_fn is None or not fits:
