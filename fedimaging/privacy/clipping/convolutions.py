@@ -273,7 +273,7 @@ def _conv_run(layer: nn.Module, x: Tensor) -> Tensor:
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     in_the_middle = all(span == 2 * pad for span, pad in zip(spans, _padding(layer), strict=True))
     if x.shape[2:].numel() > 1 or max(layer.kernel_size) == 1 or layer.transposed or layer.groups > 1 or not in_the_middle:
-        return cast(Tensor, type(layer).forward(cast(Any, layer), x))
+        return type(layer).forward(cast(Any, layer), x)
     middle: tuple[slice | int, ...] = (slice(None), slice(None), *(size // 2 for size in layer.kernel_size))
     return F.linear(x.flatten(1), layer.weight[middle], layer.bias).view(len(x), -1, *x.shape[2:])
 

@@ -31,7 +31,7 @@ from fedimaging.privacy.clipping.replay import sum_by_replay
 from fedimaging.privacy.clipping.rules import Product, UnitGradients, shaped
 from fedimaging.privacy.clipping.tape import Use, known_layers, recording
 
-_SMALL = 1 << 16  # numbers of a parameter's unit gradients; fewer are not worth calls of their own
+_SMALL = 1 << 17  # numbers of a parameter's unit gradients; fewer are not worth calls of their own
 _AGREEMENT, _NOTHING = 1e-3, 1e-6  # relative and absolute; far above rounding, far below a wrong gradient
 _proven: set[ProofKey] = set()
 
@@ -61,7 +61,7 @@ def _sum_of_sorted(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm
     norms = books.close()
     keep = np.isfinite(norms.cpu().numpy())
     if keep.all():
-        return ClippedSum(books.weighted_sum(model, clip_factors(norms, clip_norm)), norms, clip_norm)
+        return ClippedSum(books.weighted_sum(clip_factors(norms, clip_norm)), norms, clip_norm)
     del books
     kept = batch.choose(torch.from_numpy(np.flatnonzero(keep)))
     total = _sum_of_sorted(model, losses, kept, clip_norm).sum if len(kept.x) else zero_sum(model)
@@ -75,7 +75,7 @@ def rough_sum(
     finite and none was lost in cancellation, so that the sum holds. Nothing in here waits for the device to answer."""
     books = _read(model, losses, batch, rough=True)
     norms = books.close()
-    total = books.weighted_sum(model, clip_factors(norms, clip_norm) * real)
+    total = books.weighted_sum(clip_factors(norms, clip_norm) * real)
     return total, norms, torch.isfinite(norms).all() & ~books.cancelled
 
 
@@ -99,8 +99,8 @@ class _Books:
     `cancelled`.
     """
 
-    def __init__(self, batch: UnitBatch, rough: bool) -> None:
-        self.batch, self.rough = batch, rough
+    def __init__(self, parameters: list[nn.Parameter], batch: UnitBatch, rough: bool) -> None:
+        self.parameters, self.batch, self.rough = parameters, batch, rough
         self.counts = batch.counts
         self.cancelled = torch.zeros((), dtype=torch.bool, device=batch.x.device)
         self.squares = torch.zeros(len(batch), dtype=norm_type(batch.x.device), device=batch.x.device)
@@ -173,7 +173,7 @@ class _Books:
         return self.squares.sqrt()
 
     @torch.no_grad()
-    def weighted_sum(self, model: nn.Module, factors: Tensor) -> list[Tensor]:
+    def weighted_sum(self, factors: Tensor) -> list[Tensor]:
         """Sum over units of factor times gradient, in the model's order."""
         total: dict[nn.Parameter, Tensor] = {}
         for parameter, parts in self.kept.items():
@@ -186,7 +186,7 @@ class _Books:
         for use, product, g in self.later:
             scaled = g * by_scan.to(g).view(-1, *[1] * (g.dim() - 1))
             total[cast(nn.Parameter, use.layer.weight)] = product.weighted(use.layer, use.a, scaled).contiguous()
-        return [total[p] if p in total else torch.zeros_like(p) for p in trainable(model)]
+        return [total[p] if p in total else torch.zeros_like(p) for p in self.parameters]
 
     def _sum(self, factors: Tensor, parts: list[Tensor]) -> Tensor:
         """(..., U, R) of each group -> (..., R)."""
@@ -214,7 +214,7 @@ def _read(model: nn.Module, losses: Losses, batch: UnitBatch, *, rough: bool = F
     """One forward, one backward pass, and every layer's entry. `batch` is sorted by scans per unit."""
     with recording(model, len(batch.x)) as tape:
         total = (scan_losses(losses, model(batch.x), batch.y) * batch.weights).sum()
-    books = _Books(batch, rough)
+    books = _Books(tape.parameters, batch, rough)
     tape.sweep(total, books)
     return books
 
@@ -241,7 +241,7 @@ def _try_against_autograd(model: nn.Module, losses: Losses, x: Tensor, y: Tensor
     state = torch.get_rng_state()
     books = _read(model, losses, UnitBatch(x, y, torch.ones(2, dtype=torch.int64)))
     books.close()
-    found = books.weighted_sum(model, x.new_ones(2))
+    found = books.weighted_sum(x.new_ones(2))
     torch.set_rng_state(state)  # the same dropout
     expected = torch.autograd.grad(scan_losses(losses, model(x), y).sum(), trainable(model), materialize_grads=True)
     for ours, theirs in zip(found, expected, strict=True):

@@ -54,9 +54,9 @@ class Entries(Protocol):
 
 @dataclass
 class Tape:
-    """The uses of one forward pass, in order. `trained`: ids of all parameters that train. `copied`: those with copies."""
+    """The uses of one forward pass, in order. `parameters`: all that train, in the model's order. `copied`: those with copies."""
 
-    trained: set[int]
+    parameters: list[nn.Parameter]
     copied: list[Copied]
     uses: list[Use] = field(default_factory=list)
 
@@ -94,8 +94,8 @@ class Tape:
     def _reached(self, total: Tensor) -> tuple[dict[int, Use], set[int], list[Copied]]:
         """The uses that `total` depends on, by their place on the tape; the places of those that depend on no other use, so
         that the backward pass ends there; and the copies that it depends on. Empties the tape."""
-        copies = {id(copy.copies) for copy in self.copied}
-        count, above = _walk(total, self.trained | copies, {use.node for use in self.uses})
+        wanted = {id(p) for p in self.parameters} | {id(copy.copies) for copy in self.copied}
+        count, above = _walk(total, wanted, {use.node for use in self.uses})
         reached = {place: use for place, use in enumerate(self.uses) if use.node in above}
         copied = [copy for copy in self.copied if count.pop(id(copy.copies), 0)]
         self.uses.clear()
@@ -140,7 +140,7 @@ def known_layers(model: nn.Module) -> dict[nn.Module, tuple[Rule, dict[str, nn.P
 def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
     """Record the uses of trainable layers in a forward pass over `scans` scans."""
     layers = known_layers(model)
-    tape = Tape({id(p) for _, own in layers.values() for p in own.values()}, [])
+    tape = Tape(list(dict.fromkeys(p for _, own in layers.values() for p in own.values())), [])
     replaced = []
     for layer, (rule, own) in layers.items():
         target = layer if rule.at is None else rule.at(layer)
