@@ -142,9 +142,22 @@ def scan_losses(losses: Losses, outputs: Tensor, y: Tensor) -> Tensor:
     return values
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """What `model.modules()` gives, sooner: every step goes through them."""
+    found: dict[nn.Module, None] = {}
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found[module] = None
+            waiting.extend(part for part in reversed(module._modules.values()) if part is not None)
+    return list(found)
+
+
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters whose gradients are summed, in the model's order."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = (p for module in modules_of(model) for p in module._parameters.values() if p is not None and p.requires_grad)
+    return list(dict.fromkeys(found))
 
 
 def norms_of(unit_gradients: list[Tensor]) -> Tensor:

@@ -135,11 +135,17 @@ def _as_vectors(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
 
 
 def _of_groups(layer: _Conv, a: Tensor, g: Tensor, n: int, channels: Sequence[int]) -> Tensor:
-    scans = len(a) // n
-    a, g = (x.unflatten(0, (n, scans)).transpose(0, 1).reshape(scans, -1, *x.shape[2:]) for x in (a, g))
+    a, g = (_side_by_side(x, n) for x in (a, g))
     only_shape = layer.weight.new_empty(n * channels[0], channels[1], *layer.kernel_size)
     found = _weight_gradient(layer, only_shape, a, g, n * layer.groups)
     return found.unflatten(0, (n, -1))
+
+
+def _side_by_side(x: Tensor, n: int) -> Tensor:
+    """(S, C, ...) -> (K, U C, ...)"""
+    if len(x) == n:
+        return x.reshape(1, -1, *x.shape[2:])
+    return x.unflatten(0, (n, -1)).transpose(0, 1).reshape(len(x) // n, -1, *x.shape[2:])
 
 
 def _fits_vectors(layer: _Conv, a: Tensor) -> bool:

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fedimaging.privacy.clipping.batch import Losses, UnitBatch, trainable
+from fedimaging.privacy.clipping.batch import Losses, UnitBatch, modules_of, trainable
 
 ProofKey = tuple[str, Losses, torch.Size, torch.dtype, torch.device]
 
@@ -16,7 +16,7 @@ _structures: WeakKeyDictionary[nn.Module, tuple[tuple[bool, ...], str]] = WeakKe
 
 def structure(model: nn.Module) -> str:
     """A name (hex) for what the model computes, but not for its values: module types, shapes, what is trainable."""
-    training = tuple(parameter.requires_grad for parameter in model.parameters())
+    training = tuple(p.requires_grad for module in modules_of(model) for p in module._parameters.values() if p is not None)
     known = _structures.get(model)
     if known is None or known[0] != training:
         parts = [f"{name} {type(module).__name__} {module.extra_repr()}" for name, module in model.named_modules()]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from fedimaging.privacy.clipping.batch import Unsupported
+from fedimaging.privacy.clipping.batch import Unsupported, modules_of
 from fedimaging.privacy.clipping.layers import rule_for
 from fedimaging.privacy.clipping.rules import Rule
 
@@ -123,16 +123,18 @@ def _check(use: Use, g: Tensor) -> None:
 def known_layers(model: nn.Module) -> dict[nn.Module, tuple[Rule, dict[str, nn.Parameter]]]:
     """Every layer that owns trainable parameters, with its rule and these. Raises Unsupported where there is no rule."""
     found = {}
-    for name, layer in model.named_modules():
+    for layer in modules_of(model):
         own = {key: p for key, p in layer._parameters.items() if p is not None and p.requires_grad}
-        rule = rule_for(layer) if own else None
-        if own and rule is None:
+        if not own:
+            continue
+        rule = rule_for(layer)
+        if rule is None:
+            name = next(name for name, module in model.named_modules() if module is layer)
             raise Unsupported(
                 f"layer {name or 'model'!r} ({type(layer).__name__}) trains parameters in a way that engine 'fused' "
                 "does not know; take engine 'loop' or 'vmap'."
             )
-        if rule is not None:
-            found[layer] = (rule, own)
+        found[layer] = (rule, own)
     return found
 
 
