@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fedimaging.errors import PrivacyError
 from fedimaging.privacy.clipping import ENGINES, Unsupported, choose_engine, clipped_sum
-from fedimaging.privacy.clipping.batch import NORM_TYPES
+from fedimaging.privacy.clipping.batch import NORM_TYPES, modules_of, trainable
 from tests.privacy.privacy_networks import EveryLayer, Volume, class_losses, flat, mask_losses, scans
 
 RAGGED = [1, 3, 2, 4, 1]
@@ -358,6 +358,25 @@ def test_4_kernels_of_which_one_place_meets_data(layer: nn.Module) -> None:
     batch = scans(RAGGED, 9, 8)
     model(batch[0])
     assert _relative(_sum("fused", model, batch), _oracle(model, class_losses, batch, 0.5)) < 1e-12
+
+
+@pytest.mark.parametrize("counts", [[1] * 8, [2, 1, 3, 1, 1, 1, 1, 1]], ids=["one scan each", "ragged"])
+def test_4_products_that_are_made_twice_rather_than_kept(counts: list[int]) -> None:
+    layer = nn.Conv2d(64, 64, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(2, 64, 1), nn.SiLU(), layer, nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3))
+    batch = scans(counts, 8, 8, dtype=torch.float32)
+    found = clipped_sum(model, class_losses, *batch, 8, 0.01, engine="fused")
+    expected = clipped_sum(model, class_losses, *batch, 8, 0.01, engine="loop")
+    assert _relative(flat(found.sum), flat(expected.sum)) < 1e-5
+    assert torch.allclose(found.norms, expected.norms, rtol=1e-5)
+
+
+def test_modules_are_those_of_the_model_in_its_order() -> None:
+    model = EveryLayer()
+    model.again, model.nothing = model.down, None
+    assert modules_of(model) == list(model.modules())
+    model.down.weight.requires_grad_(False)
+    assert [id(p) for p in trainable(model)] == [id(p) for p in model.parameters() if p.requires_grad]
 
 
 def test_4_rows_may_be_pieces_of_scans() -> None:

@@ -5,7 +5,7 @@ kept, or from Gram matrices, and then its clipped sum is one more weight gradien
 (Bu et al. 2023, Differentially Private Optimization on Large Model at Small Cost).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -115,20 +115,30 @@ class _Books:
     def enter(self, use: Use, g: Tensor, alone: bool) -> None:
         """Take in one use of a layer. The sum of a parameter used once may be left for later; others are added up."""
         names = set(use.parameters)
-        product, a = use.rule.product, use.a
-        if alone and "weight" in names and product and product.prefers_gram(use.layer, a, g, len(self.counts)):
-            for group in self.groups:
-                self.squares[group.units] += self._squares(product, use.layer, a[group.scans], g[group.scans], len(group))
+        product = use.rule.product if alone and "weight" in names else None
+        gram = product is not None and product.prefers_gram(use.layer, use.a, g, len(self.counts))
+        if product and (gram or product.prefers_twice(use.layer, use.a, g, len(self.counts))):
+            for group, a_, g_ in self._pieces(use.a, g):
+                gram_squares = self._gram_squares(product, use.layer, a_, g_, len(group)) if gram else None
+                self.squares[group.units] += self._squares(use, a_, g_, group) if gram_squares is None else gram_squares
             self.later.append((use, product, g))
             names.remove("weight")
         if not names:
             return
-        rule = cast(Callable[..., UnitGradients], use.rule.unit_gradients)
-        pieces = [(a, g)] if self.batch.even else [(a[group.scans], g[group.scans]) for group in self.groups]
-        found = [rule(use.layer, *piece, len(group), names) for piece, group in zip(pieces, self.groups, strict=True)]
+        found = [self._gradients(use, a_, g_, group, names) for group, a_, g_ in self._pieces(use.a, g)]
         for name, parameter in use.parameters.items():
             if name in names:
                 self._keep(parameter, [gradients[name] for gradients in found], alone)
+
+    def _pieces(self, a: Tensor, g: Tensor) -> Iterator[tuple[_Group, Tensor, Tensor]]:
+        for group in self.groups:
+            yield (group, a, g) if self.batch.even else (group, a[group.scans], g[group.scans])
+
+    def _gradients(self, use: Use, a: Tensor, g: Tensor, group: _Group, names: Collection[str]) -> UnitGradients:
+        return cast(Callable[..., UnitGradients], use.rule.unit_gradients)(use.layer, a, g, len(group), names)
+
+    def _squares(self, use: Use, a: Tensor, g: Tensor, group: _Group) -> Tensor:
+        return squared_norms(self._gradients(use, a, g, group, {"weight"})["weight"]).sum(0)
 
     @torch.no_grad()
     def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:
@@ -140,7 +150,7 @@ class _Books:
             units = [by_scan[group.scans].view(1, len(group), -1, parameter.numel()).sum(2) for group in self.groups]
         self._keep(parameter, units, alone)
 
-    def _squares(self, product: Product, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Tensor:
+    def _gram_squares(self, product: Product, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Tensor:
         if not self.rough:
             return product.squares(layer, a, g, n)
         found, cancelled = product.rough_squares(layer, a, g, n)

@@ -19,6 +19,8 @@ from fedimaging.privacy.clipping.batch import norm_type
 _BLOCK = 1 << 20  # numbers laid out at a time: stays near the cache and in memory that the allocator hands out again
 _GPU_BLOCK = 1 << 28  # a GPU wants few large calls
 _GRAM_OVERHEAD = 1e7  # operations that would take as long as the calls for two Gram matrices and one more gradient
+_LARGE_PRODUCT = 1 << 18  # numbers of all units' products; fewer stay in the cache
+_FEW_POSITIONS = 100  # of a unit: where a weight gradient is still sooner made again than read back from memory
 _FEW_WEIGHTS = 1 << 12  # their product is so small that Gram matrices never pay
 _CANCELLED = 1e-2  # below this share of its terms' absolute sum, a float32 Gram norm is computed again in float64
 
@@ -79,6 +81,12 @@ class Product:
         size, channels = self.gram_size(layer, a, g)
         positions = len(a) / n * size
         return positions**2 * (rows + channels) + _GRAM_OVERHEAD / n < rows * columns * (0.3 * positions + 12)
+
+    def prefers_twice(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> bool:
+        """Whether one more weight gradient costs less than the memory that the product takes until the clip is known."""
+        size, _ = self.gram_size(layer, a, g)
+        large = cast(Tensor, layer.weight).numel() * n > _LARGE_PRODUCT
+        return a.device.type == "cpu" and large and len(a) / n * size <= _FEW_POSITIONS
 
     def squares(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Tensor:
         """(U,) squared norms, in `norm_type`, without forming the product.
