@@ -1,6 +1,7 @@
 """One private step over one ordinary step of the same batch, per network and engine. See README.md."""
 
 import argparse
+import ctypes
 import gc
 import json
 import math
@@ -190,6 +191,7 @@ def _cuda_peak_mb(step: Callable[[], object]) -> float:
 
 def _own_peak_mb(mode: str, case: str) -> float:
     step = step_of(mode, case, "cpu")
+    ctypes.CDLL(None).malloc_trim(0)  # what building the network left would hide what the step takes
     Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak that the imports left
     before = _resident_peak_mb()
     step()

@@ -37,7 +37,8 @@ _proven: set[ProofKey] = set()
 
 
 def sum_by_bookkeeping(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
-    """The clipped sum from one forward and one backward pass. Memory: about thrice a plain step's activations.
+    """The clipped sum from one forward and one backward pass. Memory: up to thrice a plain step's activations on a GPU; on a
+    CPU, where what a layer left is let go of as soon as it is entered, little above a plain step's.
 
     Raises Unsupported for a model with a trainable parameter outside the layers of `layers.RULES`, or used in a way
     that cannot be followed; this is checked against autograd's own graph at every step.
