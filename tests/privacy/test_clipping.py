@@ -1,4 +1,5 @@
 import copy
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -260,13 +261,20 @@ def test_the_same_draw_gives_the_same_bits(engine: str) -> None:
     assert torch.equal(_sum(engine, model, batch), _sum(engine, model, batch))
 
 
+def _with_a_layer_for_gram_matrices() -> nn.Module:
+    """Its second layer's product would take 300,000 numbers, its Gram matrices 16. The norm lets every channel's gradient sum
+    to zero over positions."""
+    convolutions = (nn.Conv2d(2, 600, 1), nn.Conv2d(600, 512, 1))
+    return nn.Sequential(*convolutions, nn.GroupNorm(512, 512), nn.SiLU(), nn.Flatten(), nn.Linear(2048, 3))
+
+
 def test_a_gram_norm_that_cancels_in_float32_is_computed_again() -> None:
-    model = nn.Sequential(nn.Conv2d(2, 64, 3, padding=1), nn.GroupNorm(1, 64), nn.Flatten(), nn.Linear(64 * 4, 3))
+    model = _with_a_layer_for_gram_matrices()
     x, y, unit_of_scan = scans([1, 1, 1], 2, 2, dtype=torch.float32)
-    x = 1e3 + x  # the norm's gradient sums to zero over positions, the input hardly differs between them
+    x = 100 + x  # hardly differs between positions
     found = clipped_sum(model, class_losses, x, y, unit_of_scan, 3, 1e-3, engine="fused")
     expected = clipped_sum(model, class_losses, x, y, unit_of_scan, 3, 1e-3, engine="loop")
-    assert torch.allclose(found.norms, expected.norms, rtol=1e-4)
+    assert torch.allclose(found.norms, expected.norms, rtol=8e-4)  # 2e-4 here; 2e-3 without the second try
 
 
 class BareParameter(Plain):
@@ -370,6 +378,23 @@ def test_4_products_that_are_made_twice_rather_than_kept(counts: list[int]) -> N
     expected = clipped_sum(model, class_losses, *batch, 8, 0.01, engine="loop")
     assert _relative(flat(found.sum), flat(expected.sum)) < 1e-5
     assert torch.allclose(found.norms, expected.norms, rtol=1e-5)
+
+
+@engines
+def test_nothing_of_a_pass_stays_in_memory(engine: str) -> None:
+    model = _with_a_layer_for_gram_matrices()
+    batch = scans([1, 1, 1], 2, 2, dtype=torch.float32)
+
+    def tensors_after_a_pass() -> int:
+        clipped_sum(model, class_losses, *batch, 3, 0.1, engine=engine)
+        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+    gc.disable()  # what goes only with a full collection may be gigabytes by then
+    try:
+        tensors_after_a_pass()
+        assert tensors_after_a_pass() == tensors_after_a_pass()
+    finally:
+        gc.enable()
 
 
 def test_modules_are_those_of_the_model_in_its_order() -> None:

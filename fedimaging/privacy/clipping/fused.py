@@ -96,7 +96,7 @@ class _Books:
 
     Unit gradients (O, U, R) by parameter, one tensor a group: `kept` of large parameters, `small` of small ones, laid side
     by side in `rows` (U, all of them) at the end, and `shared` of those used more than once, until they are complete.
-    `later`: uses whose weight is summed at the end. rough: norms that cancelled are not found again but told of by
+    `later`: layers whose weight is summed at the end. rough: norms that cancelled are not found again but told of by
     `cancelled`.
     """
 
@@ -109,7 +109,7 @@ class _Books:
         self.kept: dict[nn.Parameter, list[Tensor]] = {}
         self.small: dict[nn.Parameter, list[Tensor]] = {}
         self.shared: dict[nn.Parameter, list[Tensor]] = {}
-        self.later: list[tuple[Use, Product, Tensor]] = []
+        self.later: list[tuple[nn.Module, Product, Tensor, Tensor]] = []
         self.rows: list[Tensor] = []
 
     @torch.no_grad()
@@ -122,7 +122,7 @@ class _Books:
             for group, a_, g_ in self._pieces(use.a, g):
                 gram_squares = self._gram_squares(product, use.layer, a_, g_, len(group)) if gram else None
                 self.squares[group.units] += self._squares(use, a_, g_, group) if gram_squares is None else gram_squares
-            self.later.append((use, product, g))
+            self.later.append((use.layer, product, use.a.detach(), g))  # with its graph, books would keep themselves
             names.remove("weight")
         if not names:
             return
@@ -194,9 +194,9 @@ class _Books:
             for parameter, piece in zip(self.small, pieces, strict=True):
                 total[parameter] = piece.view(parameter.shape)
         by_scan = self.batch.spread(factors)
-        for use, product, g in self.later:
+        for layer, product, a, g in self.later:
             scaled = g * by_scan.to(g).view(-1, *[1] * (g.dim() - 1))
-            total[cast(nn.Parameter, use.layer.weight)] = product.weighted(use.layer, use.a, scaled).contiguous()
+            total[cast(nn.Parameter, layer.weight)] = product.weighted(layer, a, scaled).contiguous()
         return [total[p] if p in total else torch.zeros_like(p) for p in self.parameters]
 
     def _sum(self, factors: Tensor, parts: list[Tensor]) -> Tensor:
