@@ -126,7 +126,7 @@ def _add(
     normals = _on_cuda(chunks, device, key_of, method) if device.type == "cuda" else None
     with torch.no_grad():
         if normals is None:
-            _add_on_cpu(tensors, sizes, std, chunks, key_of, method, over)
+            _add_on_cpu(tensors, std, chunks, key_of, method, over)
         else:
             pieces = normals[:count].split(sizes)
             torch._foreach_add_(list(tensors), [p.view(t.shape) for p, t in zip(pieces, tensors, strict=True)], alpha=std)
@@ -134,10 +134,11 @@ def _add(
 
 
 def _add_on_cpu(
-    tensors: Sequence[Tensor], sizes: list[int], std: float, chunks: list[int], key_of: Callable[[int], bytes],
-    method: _Method, over: float,
+    tensors: Sequence[Tensor], std: float, chunks: list[int], key_of: Callable[[int], bytes], method: _Method, over: float
 ) -> None:
     """Chunk by chunk, added and divided while it lies in the cache. Apple's MPS, which has no float64, is served here too."""
+    tensors = _runs(tensors)
+    sizes = [tensor.numel() for tensor in tensors]
     flats = [_flat_on_cpu(tensor) for tensor in tensors]
     ends = list(accumulate(sizes))
 
@@ -160,6 +161,30 @@ def _add_on_cpu(
     for tensor, flat in zip(tensors, flats, strict=True):
         if tensor.data_ptr() != flat.data_ptr():
             tensor.copy_(flat.view(tensor.shape))
+
+
+def _runs(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same numbers in the same order; tensors that follow each other in one memory, as many small ones do, are one."""
+    firsts: list[Tensor] = []
+    counts: list[int] = []
+    end = 0
+    for tensor in tensors:
+        place, count = tensor.data_ptr(), tensor.numel()
+        if not count:
+            continue
+        plain = tensor.device.type == "cpu" and tensor.is_contiguous()
+        if plain and place == end and _share_memory(tensor, firsts[-1]):
+            counts[-1] += count
+        else:
+            firsts.append(tensor)
+            counts.append(count)
+        end = place + count * tensor.element_size() if plain else 0
+    pairs = zip(firsts, counts, strict=True)
+    return [first if first.numel() == count else first.as_strided((count,), (1,)) for first, count in pairs]
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _flat_on_cpu(tensor: Tensor) -> Tensor:

@@ -115,3 +115,16 @@ def test_inclusion_draws_at_the_rate(source: Callable[[], NoiseSource]) -> None:
 
 def test_reports_can_say_which_noise_was_used() -> None:
     assert (SimulatedNoise(0, "a", 1).name, SecureNoise().name) == ("simulated", "secure")
+
+
+def test_tensors_that_share_a_memory_get_what_others_get() -> None:
+    """Neighbours, a gap, a transposed tensor, and nothing."""
+    memory = torch.zeros(40)
+    views = [memory[:0], memory[:3], memory[3:7].view(2, 2), memory[8:9], memory[9:9], memory[9:21].view(4, 3).mT, memory[21:24]]
+    apart = [torch.zeros(view.shape).copy_(view) for view in views]
+    for tensors in (views, apart):
+        SimulatedNoise(1, "a", 2).add_gaussian(tensors, 1.5, 3, over=2.0)
+    assert all(torch.equal(view, alone) for view, alone in zip(views, apart, strict=True))
+    assert memory[7] == 0
+    assert not memory[24:].any()
+    assert bool((memory[:7] != 0).all())

@@ -178,6 +178,7 @@ class _Books:
         """(U,) norms, once every use is in."""
         for parameter, gradients in self.shared.items():
             self._keep_large(parameter, gradients)
+        self.small = {parameter: self.small[parameter] for parameter in self.parameters if parameter in self.small}
         for index, group in enumerate(self.groups if self.small else []):
             self.rows.append(torch.cat([_in_order(parts[index]) for parts in self.small.values()], dim=1))
             self.squares[group.units] += squared_norms(self.rows[-1])

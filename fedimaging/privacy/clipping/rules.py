@@ -80,7 +80,9 @@ class Product:
         rows, columns = weight.shape[0] // cast(int, getattr(layer, "groups", 1)), weight[0].numel()
         size, channels = self.gram_size(layer, a, g)
         positions = len(a) / n * size
-        return positions**2 * (rows + channels) + _GRAM_OVERHEAD / n < rows * columns * (0.3 * positions + 12)
+        pointwise = weight.dim() > 2 and columns == weight.shape[1]  # nothing is unrolled for its product
+        product = rows * columns * (0.2 * positions + 6 if pointwise else 0.3 * positions + 12)
+        return positions**2 * (rows + channels) + _GRAM_OVERHEAD / n < product
 
     def prefers_twice(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> bool:
         """Whether one more weight gradient costs less than the memory that the product takes until the clip is known."""
