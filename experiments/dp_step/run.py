@@ -180,15 +180,6 @@ def _peak_mb(mode: str, case: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def _cuda_peak_mb(step: Callable[[], object]) -> float:
-    """The device counts its own memory, so that no process of its own is needed."""
-    torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - held) / 2**20
-
-
 def _own_peak_mb(mode: str, case: str) -> float:
     step = step_of(mode, case, "cpu")
     ctypes.CDLL(None).malloc_trim(0)  # what building the network left would hide what the step takes

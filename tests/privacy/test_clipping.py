@@ -307,6 +307,11 @@ class OutputSize(Plain):
         return super().forward(self.up(x, [20, 18]))
 
 
+class OutputSizeByName(OutputSize):
+    def forward(self, x: Tensor) -> Tensor:
+        return Plain.forward(self, self.up(x, output_size=[20, 18]))
+
+
 class OwnForward(Plain):
     """A layer that was given a forward of its own."""
 
@@ -345,7 +350,7 @@ class Own(nn.Linear):
         return super().forward(x) * 2
 
 
-REFUSED = [BareParameter, Elsewhere, ElsewhereThanInItsNorm, OutputSize, OwnForward, PiecesOfAllScans, Shared, Own]
+REFUSED = [BareParameter, Elsewhere, ElsewhereThanInItsNorm, OutputSize, OutputSizeByName, OwnForward, PiecesOfAllScans, Shared, Own]
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -89,7 +89,7 @@ def _conv_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Colle
 
 
 def _way(layer: _Conv, a: Tensor) -> Callable[[_Conv, Tensor, Tensor, int], Tensor]:
-    """The quickest of five ways to the same numbers, as measured: oneDNN, which serves float32 on a CPU, has kernels for
+    """The quickest of the ways below, as measured: oneDNN, which serves float32 on a CPU, has kernels for
     planes of many groups, and for volumes whose channels fill whole vectors; a large volume keeps a machine busy alone, and
     unrolling it would move 27 times its bytes or more."""
     if _is_pointwise(layer):

@@ -160,15 +160,23 @@ def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
 
 def _noted(
     tape: Tape, scans: int, layer: nn.Module, rule: Rule, own: dict[str, nn.Parameter], target: nn.Module,
-    x: Tensor, *others: object,
+    *inputs: Tensor, **others: object,
 ) -> Tensor:  # fmt: skip
+    x = _only_input(layer, inputs, others)
     version, output = x._version, (rule.run or type(target).forward)(target, x)
     noted = output if rule.at is None else x
     fits = len(x) == len(output) == scans or (rule.parts and len(x) == len(output) and len(x) % scans == 0)
-    if others or noted.grad_fn is None or not fits:
+    if noted.grad_fn is None or not fits:
         raise Unsupported(_NOT_SCANS.format(type(layer).__name__))
     tape.uses.append(Use(layer, rule, own, _by_scan(x, scans), version, noted.grad_fn, noted.output_nr))
     return output
+
+
+def _only_input(layer: nn.Module, inputs: tuple[Tensor, ...], others: dict[str, object]) -> Tensor:
+    """Raises Unsupported where a layer is called with more than its input: rules do not know what the rest would do."""
+    if len(inputs) != 1 or others:
+        raise Unsupported(_NOT_SCANS.format(type(layer).__name__))
+    return inputs[0]
 
 
 def _by_scan(rows: Tensor, scans: int) -> Tensor:
@@ -177,8 +185,10 @@ def _by_scan(rows: Tensor, scans: int) -> Tensor:
 
 
 def _copying(
-    scans: int, layer: nn.Module, recorded: Callable[..., Tensor], copies: list[Tensor | None], x: Tensor
-) -> Tensor:
+    scans: int, layer: nn.Module, recorded: Callable[..., Tensor], copies: list[Tensor | None],
+    *inputs: Tensor, **others: object,
+) -> Tensor:  # fmt: skip
+    x = _only_input(layer, inputs, others)
     if len(x) != scans:
         raise Unsupported(_NOT_SCANS.format(type(layer).__name__))
     return recorded(layer, x, *copies)
