@@ -350,7 +350,9 @@ class Own(nn.Linear):
         return super().forward(x) * 2
 
 
-REFUSED = [BareParameter, Elsewhere, ElsewhereThanInItsNorm, OutputSize, OutputSizeByName, OwnForward, PiecesOfAllScans, Shared, Own]
+REFUSED = [
+    BareParameter, Elsewhere, ElsewhereThanInItsNorm, OutputSize, OutputSizeByName, OwnForward, PiecesOfAllScans, Shared, Own,
+]
 
 
 @pytest.mark.parametrize("kind", REFUSED)
