@@ -1,6 +1,6 @@
 """Unit gradients of convolutions: columns are the patches under the kernel; transposed ones exchange input and output.
 
-Legend as in `rules`; "narrow" is the side with one place per product (a convolution's output), "wide" the padded one.
+Legend as in `rules`; "narrow" and "wide" as in `patches`.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -11,74 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedimaging.privacy.clipping.convolution_grams import conv_grams, gram_cost
+from fedimaging.privacy.clipping.patches import Conv, is_dense, is_pointwise, padded, padding, patches_at, sides, unrolled
 from fedimaging.privacy.clipping.rules import Product, Rule, UnitGradients, blocks
 
 _LARGE_VOLUME = 1 << 22  # numbers of a scan unrolled; above, one call a unit is quicker
 _VECTOR = 16  # float32 numbers of an AVX-512 register, oneDNN's block of channels
 _FEW_PLACES = 32  # of all scans together; for so few, oneDNN's weight gradient takes up to five times a plain product
+_MOST_TAPS = 9  # weights of a depthwise kernel for which oneDNN has vector code
 _FEW_STRIDED = 1 << 15  # weights of a strided kernel; with more of them, unrolled patches are quicker
-
-_Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-
-
-def _padding(layer: _Conv) -> list[int]:
-    if isinstance(layer.padding, str):
-        span = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        return [total // 2 if layer.padding == "same" else 0 for total in span]
-    return list(layer.padding)
 
 
 def _refuse_conv(layer: nn.Module) -> str | None:
-    layer = cast(_Conv, layer)
+    layer = cast(Conv, layer)
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     if layer.padding == "same" and any(span % 2 for span in spans):
         return "padding 'same' with an even kernel"
     return None if layer.padding_mode == "zeros" else f"padding mode {layer.padding_mode!r}"
 
 
-def _patches(x: Tensor, layer: _Conv) -> Tensor:
-    """(S, C, *spatial) -> (S, C, *kernel, *positions), a view of the padded x."""
-    dims = len(layer.kernel_size)
-    pads = [size for size in reversed(_padding(layer)) for _ in range(2)]
-    view = F.pad(x, pads) if any(pads) else x
-    for dim, (kernel, stride, step) in enumerate(
-        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
-    ):
-        view = view.unfold(dim, step * (kernel - 1) + 1, stride)[..., ::step]
-    return view.permute(0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
-
-
-def _at_positions(patches: Tensor, narrow: Tensor) -> Tensor:
-    """Without the windows that an output padding leaves and no input reached."""
-    for dim, size in enumerate(narrow.shape[2:], start=narrow.dim()):
-        patches = patches.narrow(dim, 0, size)
-    return patches
-
-
-def _matrix(x: Tensor, n: int, groups: int, positions: int) -> Tensor:
-    """(S, C, ..., *positions), the last `positions` dimensions -> (U, G, C ... / G, T)."""
-    x = x.unflatten(0, (n, -1))
-    dims = x.dim()
-    moved = x.permute(0, *range(2, dims - positions), 1, *range(dims - positions, dims))
-    length = x.shape[1] * x.shape[dims - positions :].numel()
-    return moved.reshape(n, groups, -1, length)
-
-
-def _unrolled(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The two matrices in blocks of units: rows (U, G, D, T), columns (U, G, P, T)."""
-    narrow, wide = (a, g) if layer.transposed else (g, a)
-    dims, scans = len(layer.kernel_size), len(a) // n
-    positions = narrow.shape[2:]
-    unrolled = scans * wide.shape[1] * torch.Size(layer.kernel_size).numel() * positions.numel()
-    for run in blocks(n, unrolled, a.device):
-        rows = slice(run.start * scans, run.stop * scans)
-        patches = _at_positions(_patches(wide[rows], layer), narrow)
-        units = run.stop - run.start
-        yield _matrix(narrow[rows], units, layer.groups, dims), _matrix(patches, units, layer.groups, dims)
-
-
 def _conv_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
-    layer = cast(_Conv, layer)
+    layer = cast(Conv, layer)
     found = {}
     if "weight" in names:
         found["weight"] = _way(layer, a)(layer, a, g, n)
@@ -88,41 +41,61 @@ def _conv_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Colle
     return found
 
 
-def _way(layer: _Conv, a: Tensor) -> Callable[[_Conv, Tensor, Tensor, int], Tensor]:
+def _way(layer: Conv, a: Tensor) -> Callable[[Conv, Tensor, Tensor, int], Tensor]:
     """The quickest of the ways below, as measured: oneDNN, which serves float32 on a CPU, has kernels for
     planes of many groups, and for volumes whose channels fill whole vectors; a large volume keeps a machine busy alone, and
     unrolling it would move 27 times its bytes or more."""
-    if _is_pointwise(layer):
+    if is_pointwise(layer):
         return _by_points
+    if a.device.type == "cpu" and _is_depthwise(layer) and layer.weight[0].numel() > _MOST_TAPS:
+        return _by_taps
     planes = a.device.type == "cpu" and a.dtype == torch.float32 and len(layer.kernel_size) == 2
     strided = max(layer.kernel_size) > 1 < layer.weight.shape[1] and layer.weight.numel() <= _FEW_STRIDED
-    if planes and torch.backends.mkldnn.is_available() and (_is_dense(layer) or layer.groups > 1 or strided):
+    if planes and torch.backends.mkldnn.is_available() and (is_dense(layer) or layer.groups > 1 or strided):
         return _as_groups
     if _fits_vectors(layer, a) and torch.backends.mkldnn.is_available():
         return _as_vectors if layer.groups == 1 else _as_groups
-    if _is_dense(layer) and not a.is_cuda:
+    if is_dense(layer) and not a.is_cuda:
         return _by_offset
-    unrolled = a[0].numel() * torch.Size(layer.kernel_size).numel()
-    return _one_by_one if len(layer.kernel_size) == 3 and unrolled > _LARGE_VOLUME else _by_patches
+    numbers = a[0].numel() * torch.Size(layer.kernel_size).numel()
+    return _one_by_one if len(layer.kernel_size) == 3 and numbers > _LARGE_VOLUME else _by_patches
 
 
-def _is_pointwise(layer: _Conv) -> bool:
-    return max(*layer.kernel_size, *layer.stride, layer.groups) == 1 and not any(_padding(layer))
-
-
-def _by_points(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+def _by_points(layer: Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     """A product of two matrices for each scan, as they lie."""
-    narrow, wide = (a, g) if layer.transposed else (g, a)
+    narrow, wide = sides(layer, a, g)
     by_scan = torch.bmm(narrow.flatten(2), wide.flatten(2).mT)
     return by_scan.view(1, n, -1) if len(a) == n else by_scan.view(1, n, len(a) // n, -1).sum(2)
 
 
-def _as_groups(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+def _is_depthwise(layer: Conv) -> bool:
+    return layer.groups == layer.in_channels == layer.out_channels and not layer.transposed
+
+
+def _by_taps(layer: Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+    """Each weight of a depthwise kernel, for all scans and channels at once, which lie innermost: over all places, the sum
+    of the gradient times the input that the weight meets there."""
+    wide, rows = (_places_first(x) for x in (padded(a, layer), g))
+    by_scan = a.new_empty(layer.weight[0].numel(), rows.shape[-1])
+    for offset, target in zip(product(*(range(size) for size in layer.kernel_size)), by_scan, strict=True):
+        steps = zip(offset, layer.dilation, layer.stride, g.shape[2:], strict=True)
+        window = wide[tuple(slice(o * d, o * d + (size - 1) * s + 1, s) for o, d, s, size in steps)]
+        torch.sum((window * rows).flatten(0, -2), 0, out=target)
+    by_scan = by_scan.view(len(by_scan), n, -1, layer.groups)
+    return by_scan.squeeze(2) if len(a) == n else by_scan.sum(2)
+
+
+def _places_first(x: Tensor) -> Tensor:
+    """(S, C, *spatial) -> (*spatial, S C)"""
+    return x.flatten(0, 1).flatten(1).t().contiguous().view(*x.shape[2:], -1)
+
+
+def _as_groups(layer: Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     """All units side by side as groups of one convolution, whose weight gradient then is every unit's own."""
     return _of_groups(layer, a, g, n, layer.weight.shape[:2]).reshape(1, n, -1)
 
 
-def _as_vectors(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+def _as_vectors(layer: Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     """As groups, with channels of zeros added until they fill whole vectors."""
     rows, columns = layer.weight.shape[:2]
     more = [-rows % _VECTOR, -columns % _VECTOR]
@@ -134,7 +107,7 @@ def _as_vectors(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     return found[:, :rows, :columns].reshape(1, n, -1)
 
 
-def _of_groups(layer: _Conv, a: Tensor, g: Tensor, n: int, channels: Sequence[int]) -> Tensor:
+def _of_groups(layer: Conv, a: Tensor, g: Tensor, n: int, channels: Sequence[int]) -> Tensor:
     a, g = (_side_by_side(x, n) for x in (a, g))
     only_shape = layer.weight.new_empty(n * channels[0], channels[1], *layer.kernel_size)
     found = _weight_gradient(layer, only_shape, a, g, n * layer.groups)
@@ -148,7 +121,7 @@ def _side_by_side(x: Tensor, n: int) -> Tensor:
     return x.unflatten(0, (n, -1)).transpose(0, 1).reshape(len(x) // n, -1, *x.shape[2:])
 
 
-def _fits_vectors(layer: _Conv, a: Tensor) -> bool:
+def _fits_vectors(layer: Conv, a: Tensor) -> bool:
     """Volumes whose groups of channels fill whole vectors, or do so once they are at most doubled: oneDNN has kernels of many
     groups for these too."""
     volume = a.device.type == "cpu" and a.dtype == torch.float32 and len(layer.kernel_size) == 3
@@ -157,48 +130,43 @@ def _fits_vectors(layer: _Conv, a: Tensor) -> bool:
     return volume and max(layer.kernel_size) > 1 and filled <= (2 if layer.groups == 1 else 1) * rows * columns
 
 
-def _one_by_one(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+def _one_by_one(layer: Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     """Each unit's weight gradient as the library gives it."""
     pieces = zip(a.unflatten(0, (n, -1)).unbind(), g.unflatten(0, (n, -1)).unbind(), strict=True)
     return torch.stack([_weight_gradient(layer, layer.weight, *piece, layer.groups).flatten() for piece in pieces])[None]
 
 
-def _by_patches(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+def _by_patches(layer: Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     out = a.new_empty(n, layer.groups, layer.weight.shape[0] // layer.groups, layer.weight[0].numel())
     first = 0
-    for rows, columns in _unrolled(layer, a, g, n):
+    for rows, columns in unrolled(layer, a, g, n):
         torch.matmul(rows, columns.mT, out=out[first : first + len(rows)])
         first += len(rows)
     return out.view(1, n, -1)
 
 
-def _is_dense(layer: _Conv) -> bool:
-    """At stride 1 a kernel offset is a shift of the flattened padded image, and nothing needs to be unrolled."""
-    return max(layer.stride) == 1 < max(layer.kernel_size)
+def _grid(layer: Conv, wide: Tensor) -> list[int]:
+    return [size + 2 * pad for size, pad in zip(wide.shape[2:], padding(layer), strict=True)]
 
 
-def _grid(layer: _Conv, wide: Tensor) -> list[int]:
-    return [size + 2 * pad for size, pad in zip(wide.shape[2:], _padding(layer), strict=True)]
-
-
-def _on_grids(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[slice, Tensor, Tensor, list[int]]]:
+def _on_grids(layer: Conv, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[slice, Tensor, Tensor, list[int]]]:
     """Blocks of units (of groups): rows (U G, D / G, length), columns (U G, C / G, all of the grid), and the shifts.
 
     The narrow side is laid out on the padded grid too, with zeros where it has no value; so a shift that runs over
     the end of a line, or into the next scan of the unit, meets zeros.
     """
-    narrow, wide = (a, g) if layer.transposed else (g, a)
+    narrow, wide = sides(layer, a, g)
     grid, shifts, groups, scans = _grid(layer, wide), _shifts(layer, _grid(layer, wide)), layer.groups, len(a) // n
     length = scans * torch.Size(grid).numel() - shifts[-1]
     for run in blocks(n, length * (narrow.shape[1] + wide.shape[1]), a.device):
         rows = slice(run.start * scans, run.stop * scans)
         units = run.stop - run.start
         left = _on_grid(narrow[rows], units, grid, [0] * len(grid)).view(units * groups, -1, length + shifts[-1])
-        right = _on_grid(wide[rows], units, grid, _padding(layer)).view(units * groups, -1, length + shifts[-1])
+        right = _on_grid(wide[rows], units, grid, padding(layer)).view(units * groups, -1, length + shifts[-1])
         yield slice(run.start * groups, run.stop * groups), left[..., :length], right, shifts
 
 
-def _by_offset(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
+def _by_offset(layer: Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     rows = layer.weight.shape[0] // layer.groups
     out = a.new_empty(torch.Size(layer.kernel_size).numel(), n * layer.groups, rows, layer.weight.shape[1])
     for run, left, right, shifts in _on_grids(layer, a, g, n):
@@ -207,31 +175,7 @@ def _by_offset(layer: _Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     return out.view(len(out), n, -1)
 
 
-def _conv_grams(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tensor, Tensor]]:
-    layer = cast(_Conv, layer)
-    if not _is_dense(layer):
-        for rows, columns in _unrolled(layer, a, g, n):
-            yield rows.mT @ rows, columns.mT @ columns
-        return
-    for _, left, right, shifts in _on_grids(layer, a, g, n):
-        pixels, length = right.mT @ right, left.shape[-1]
-        rows = left.mT @ left
-        columns = torch.zeros_like(rows)
-        for shift in shifts:
-            columns += pixels[:, shift : shift + length, shift : shift + length]
-        yield rows.unflatten(0, (-1, layer.groups)), columns.unflatten(0, (-1, layer.groups))
-
-
-def _conv_gram_size(layer: nn.Module, a: Tensor, g: Tensor) -> tuple[int, int]:
-    layer = cast(_Conv, layer)
-    narrow, wide = (a, g) if layer.transposed else (g, a)
-    kernel = torch.Size(layer.kernel_size).numel()
-    if _is_dense(layer):
-        return torch.Size(_grid(layer, wide)).numel(), wide.shape[1] // layer.groups + kernel
-    return narrow.shape[2:].numel(), wide.shape[1] // layer.groups * kernel
-
-
-def _shifts(layer: _Conv, grid: list[int]) -> list[int]:
+def _shifts(layer: Conv, grid: list[int]) -> list[int]:
     """Each kernel offset as a distance in the flattened grid, in the kernel's order."""
     steps = [torch.Size(grid[dim + 1 :]).numel() * layer.dilation[dim] for dim in range(len(grid))]
     offsets = product(*(range(size) for size in layer.kernel_size))
@@ -249,25 +193,25 @@ def _on_grid(x: Tensor, n: int, grid: list[int], start: list[int]) -> Tensor:
 
 
 def _conv_weighted(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
-    layer = cast(_Conv, layer)
-    narrow, wide = (a, g) if layer.transposed else (g, a)
+    layer = cast(Conv, layer)
+    narrow, wide = sides(layer, a, g)
     places = len(a) * narrow.shape[2:].numel()
     if a.device.type == "cpu" and layer.groups == 1 and places <= _FEW_PLACES:
         return _at_few_places(layer, narrow, wide)
     return _weight_gradient(layer, layer.weight, a, g, layer.groups)
 
 
-def _at_few_places(layer: _Conv, narrow: Tensor, wide: Tensor) -> Tensor:
+def _at_few_places(layer: Conv, narrow: Tensor, wide: Tensor) -> Tensor:
     dims = len(layer.kernel_size)
-    patches = _at_positions(_patches(wide, layer), narrow)
+    patches = patches_at(narrow, wide, layer)
     columns = patches.permute(0, *range(2 + dims, 2 + 2 * dims), 1, *range(2, 2 + dims)).reshape(-1, layer.weight[0].numel())
     rows = narrow.flatten(2).transpose(1, 2).reshape(-1, layer.weight.shape[0])
     return (rows.mT @ columns).view(layer.weight.shape)
 
 
-def _weight_gradient(layer: _Conv, weight: Tensor, a: Tensor, g: Tensor, groups: int) -> Tensor:
+def _weight_gradient(layer: Conv, weight: Tensor, a: Tensor, g: Tensor, groups: int) -> Tensor:
     found = torch.ops.aten.convolution_backward(
-        g, a, weight, None, list(layer.stride), _padding(layer), list(layer.dilation), layer.transposed,
+        g, a, weight, None, list(layer.stride), padding(layer), list(layer.dilation), layer.transposed,
         list(layer.output_padding), groups, [False, True, False],
     )  # fmt: skip
     return cast(Tensor, found[1])
@@ -275,9 +219,9 @@ def _weight_gradient(layer: _Conv, weight: Tensor, a: Tensor, g: Tensor, groups:
 
 def _conv_run(layer: nn.Module, x: Tensor) -> Tensor:
     """The forward pass; where a scan is down to one place, all but the kernel's middle meets zeros and is left out."""
-    layer = cast(_Conv, layer)
+    layer = cast(Conv, layer)
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    in_the_middle = all(span == 2 * pad for span, pad in zip(spans, _padding(layer), strict=True))
+    in_the_middle = all(span == 2 * pad for span, pad in zip(spans, padding(layer), strict=True))
     if x.shape[2:].numel() > 1 or max(layer.kernel_size) == 1 or layer.transposed or layer.groups > 1 or not in_the_middle:
         return type(layer).forward(cast(Any, layer), x)
     middle: tuple[slice | int, ...] = (slice(None), slice(None), *(size // 2 for size in layer.kernel_size))
@@ -285,7 +229,7 @@ def _conv_run(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _conv(kind: type[nn.Module]) -> Rule:
-    product = Product(_conv_grams, _conv_gram_size, _conv_weighted)
+    product = Product(conv_grams, gram_cost, _conv_weighted)
     return Rule(kind.forward, _conv_gradients, product, run=_conv_run, refuse=_refuse_conv)
 
 

@@ -117,11 +117,9 @@ class _Books:
         """Take in one use of a layer. The sum of a parameter used once may be left for later; others are added up."""
         names = set(use.parameters)
         product = use.rule.product if alone and "weight" in names else None
-        gram = product is not None and product.prefers_gram(use.layer, use.a, g, len(self.counts))
-        if product and (gram or product.prefers_twice(use.layer, use.a, g, len(self.counts))):
+        if product is not None and product.prefers_gram(use.layer, use.a, g, len(self.counts)):
             for group, a_, g_ in self._pieces(use.a, g):
-                gram_squares = self._gram_squares(product, use.layer, a_, g_, len(group)) if gram else None
-                self.squares[group.units] += self._squares(use, a_, g_, group) if gram_squares is None else gram_squares
+                self.squares[group.units] += self._gram_squares(product, use.layer, a_, g_, len(group))
             self.later.append((use.layer, product, use.a.detach(), g))  # with its graph, books would keep themselves
             names.remove("weight")
         if not names:
@@ -137,9 +135,6 @@ class _Books:
 
     def _gradients(self, use: Use, a: Tensor, g: Tensor, group: _Group, names: Collection[str]) -> UnitGradients:
         return cast(Callable[..., UnitGradients], use.rule.unit_gradients)(use.layer, a, g, len(group), names)
-
-    def _squares(self, use: Use, a: Tensor, g: Tensor, group: _Group) -> Tensor:
-        return squared_norms(self._gradients(use, a, g, group, {"weight"})["weight"]).sum(0)
 
     @torch.no_grad()
     def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:

@@ -29,8 +29,8 @@ def _linear_grams(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tu
     yield rows @ rows.mT, columns @ columns.mT
 
 
-def _linear_gram_size(layer: nn.Module, a: Tensor, g: Tensor) -> tuple[int, int]:
-    return g.shape[1:-1].numel(), a.shape[-1]
+def _linear_gram_cost(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> float:
+    return (a[..., 0].numel() / n) ** 2 * (a.shape[-1] + g.shape[-1])
 
 
 def _linear_weighted(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def _refuse_embedding(layer: nn.Module) -> str | None:
 
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: Rule(
-        nn.Linear.forward, _linear_gradients, Product(_linear_grams, _linear_gram_size, _linear_weighted), parts=True
+        nn.Linear.forward, _linear_gradients, Product(_linear_grams, _linear_gram_cost, _linear_weighted), parts=True
     ),
     **CONVOLUTIONS,
     nn.GroupNorm: Rule(nn.GroupNorm.forward, recorded=_recorded_norm),

@@ -18,9 +18,9 @@ from fedimaging.privacy.clipping.batch import norm_type
 
 _BLOCK = 1 << 20  # numbers laid out at a time: stays near the cache and in memory that the allocator hands out again
 _GPU_BLOCK = 1 << 28  # a GPU wants few large calls
-_GRAM_OVERHEAD = 1e7  # operations that would take as long as the calls for two Gram matrices and one more gradient
-_LARGE_PRODUCT = 1 << 18  # numbers of all units' products; fewer stay in the cache
-_FEW_POSITIONS = 100  # of a unit: where a weight gradient is still sooner made again than read back from memory
+_KEPT = {False: 50, True: 25}  # multiplications that a number of the product is worth, beside its own, until it is summed;
+# True: of a pointwise layer or a linear one, for whose product nothing is laid out anew
+_GRAM_CALLS = 6e6  # multiplications that would take as long as the calls for two Gram matrices and one more gradient
 _FEW_WEIGHTS = 1 << 12  # their product is so small that Gram matrices never pay
 _CANCELLED = 1e-2  # below this share of its terms' absolute sum, a float32 Gram norm is computed again in float64
 
@@ -59,36 +59,26 @@ class Rule:
 class Product:
     """A weight whose unit gradient is a product of two matrices over T.
 
-    grams(layer, a, g, U): their Gram matrices (U, G, T, T), in blocks of units. gram_size(layer, a, g): T of a single
-    scan, and the channels that a Gram matrix of the columns runs over.
+    grams(layer, a, g, U): their Gram matrices (U, G, T, T), in blocks of units. gram_cost(layer, a, g, U): what those of a
+    unit are worth in multiplications.
     weighted(layer, a, g): the weight's gradient summed over scans, for a `g` already scaled.
     """
 
     grams: Callable[[nn.Module, Tensor, Tensor, int], Iterator[tuple[Tensor, Tensor]]]
-    gram_size: Callable[[nn.Module, Tensor, Tensor], tuple[int, int]]
+    gram_cost: Callable[[nn.Module, Tensor, Tensor, int], float]
     weighted: Callable[[nn.Module, Tensor, Tensor], Tensor]
 
     def prefers_gram(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> bool:
         """Whether Gram matrices and one more weight gradient cost less than the product.
 
-        The product, once formed, serves the sum too; what it costs more is the lesser efficiency of small products
-        and the memory that it passes through. The constants were measured on a CPU; they change no result.
+        The product, once formed, serves the sum too; it takes as many multiplications as the gradient, and what it costs
+        more is the memory that it passes through. The constants were measured on a CPU; they change no result.
         """
         weight = cast(Tensor, layer.weight)
         if weight.numel() <= _FEW_WEIGHTS:
             return False
-        rows, columns = weight.shape[0] // cast(int, getattr(layer, "groups", 1)), weight[0].numel()
-        size, channels = self.gram_size(layer, a, g)
-        positions = len(a) / n * size
-        pointwise = weight.dim() > 2 and columns == weight.shape[1]  # nothing is unrolled for its product
-        product = rows * columns * (0.2 * positions + 6 if pointwise else 0.3 * positions + 12)
-        return positions**2 * (rows + channels) + _GRAM_OVERHEAD / n < product
-
-    def prefers_twice(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> bool:
-        """Whether one more weight gradient costs less than the memory that the product takes until the clip is known."""
-        size, _ = self.gram_size(layer, a, g)
-        large = cast(Tensor, layer.weight).numel() * n > _LARGE_PRODUCT
-        return a.device.type == "cpu" and large and len(a) / n * size <= _FEW_POSITIONS
+        as_it_lies = weight[0].numel() == weight.shape[1]
+        return self.gram_cost(layer, a, g, n) + _GRAM_CALLS / n < _KEPT[as_it_lies] * weight.numel()
 
     def squares(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Tensor:
         """(U,) squared norms, in `norm_type`, without forming the product.
