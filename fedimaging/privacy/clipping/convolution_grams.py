@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fedimaging.privacy.clipping.patches import Conv, padding, sides, unrolled
+from fedimaging.privacy.clipping.patches import Conv, meetings, padding, sides, unrolled
 from fedimaging.privacy.clipping.rules import blocks
 
 # What one number costs, in multiplications within a product of matrices, as measured on a CPU:
@@ -76,7 +76,7 @@ def _along_diagonals(layer: Conv, gram: Tensor, narrow: list[int], wide: list[in
     gram = gram.reshape(count, -1).t().contiguous().view(*wide, *wide, count)
     for dim in range(1, dims):
         found = gram.new_zeros(*narrow[: dim + 1], *wide[dim + 1 :], *narrow[: dim + 1], *wide[dim + 1 :], count)
-        for places, pixels in _meetings(layer, dim - 1, narrow[dim], wide[dim]):
+        for _, places, pixels in meetings(layer, dim - 1, narrow[dim], wide[dim]):
             found[_both(places, dim, dims)] += gram[_both(pixels, dim, dims)]
         gram = found
     size = math.prod(narrow)
@@ -86,14 +86,3 @@ def _along_diagonals(layer: Conv, gram: Tensor, narrow: list[int], wide: list[in
 def _both(chosen: slice, dim: int, dims: int) -> tuple[slice, ...]:
     """The same choice from dimension `dim` of rows and of columns."""
     return (slice(None),) * dim + (chosen,) + (slice(None),) * (dims - 1) + (chosen,)
-
-
-def _meetings(layer: Conv, dim: int, narrow: int, wide: int) -> Iterator[tuple[slice, slice]]:
-    """For each kernel offset along a spatial dimension: the places where it meets no padding, and the pixels it meets."""
-    stride, pad = layer.stride[dim], padding(layer)[dim]
-    for index in range(layer.kernel_size[dim]):
-        shift = index * layer.dilation[dim] - pad
-        first = max(0, -(shift // stride))
-        last = min(narrow - 1, (wide - 1 - shift) // stride)
-        if first <= last:
-            yield slice(first, last + 1), slice(first * stride + shift, last * stride + shift + 1, stride)

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedimaging.privacy.clipping.convolution_grams import conv_grams, gram_cost
-from fedimaging.privacy.clipping.patches import Conv, is_dense, is_pointwise, padded, padding, patches_at, sides, unrolled
+from fedimaging.privacy.clipping.patches import Conv, is_dense, is_pointwise, meetings, padded, padding, sides, unrolled
 from fedimaging.privacy.clipping.rules import Product, Rule, UnitGradients, blocks
 
 _LARGE_VOLUME = 1 << 22  # numbers of a scan unrolled; above, one call a unit is quicker
 _VECTOR = 16  # float32 numbers of an AVX-512 register, oneDNN's block of channels
-_FEW_PLACES = 32  # of all scans together; for so few, oneDNN's weight gradient takes up to five times a plain product
+_FEW_PLACES = 8  # of a scan, where oneDNN's weight gradient takes up to five times as long as plain products
+_MANY_WEIGHTS = 1 << 18  # below which the calls for these would take longer
 _MOST_TAPS = 9  # weights of a depthwise kernel for which oneDNN has vector code
 _FEW_STRIDED = 1 << 15  # weights of a strided kernel; with more of them, unrolled patches are quicker
 
@@ -194,19 +195,23 @@ def _on_grid(x: Tensor, n: int, grid: list[int], start: list[int]) -> Tensor:
 
 def _conv_weighted(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
     layer = cast(Conv, layer)
-    narrow, wide = sides(layer, a, g)
-    places = len(a) * narrow.shape[2:].numel()
-    if a.device.type == "cpu" and layer.groups == 1 and places <= _FEW_PLACES:
-        return _at_few_places(layer, narrow, wide)
+    narrow, _ = sides(layer, a, g)
+    few = narrow.shape[2:].numel() <= _FEW_PLACES and layer.weight.numel() > _MANY_WEIGHTS
+    if a.device.type == "cpu" and layer.groups == 1 and few:
+        return _at_few_places(layer, a, g)
     return _weight_gradient(layer, layer.weight, a, g, layer.groups)
 
 
-def _at_few_places(layer: Conv, narrow: Tensor, wide: Tensor) -> Tensor:
+def _at_few_places(layer: Conv, a: Tensor, g: Tensor) -> Tensor:
+    """Offset by offset, of which most meet more padding than pixels there: a product over the places where it meets pixels."""
+    narrow, wide = (x.permute(0, *range(2, x.dim()), 1) for x in sides(layer, a, g))
+    found = torch.zeros_like(layer.weight)
     dims = len(layer.kernel_size)
-    patches = patches_at(narrow, wide, layer)
-    columns = patches.permute(0, *range(2 + dims, 2 + 2 * dims), 1, *range(2, 2 + dims)).reshape(-1, layer.weight[0].numel())
-    rows = narrow.flatten(2).transpose(1, 2).reshape(-1, layer.weight.shape[0])
-    return (rows.mT @ columns).view(layer.weight.shape)
+    for met in product(*(meetings(layer, dim, narrow.shape[1 + dim], wide.shape[1 + dim]) for dim in range(dims))):
+        offset, places, pixels = zip(*met, strict=True)
+        rows, columns = (x[(slice(None), *at)].flatten(0, -2) for x, at in ((narrow, places), (wide, pixels)))
+        found[(slice(None), slice(None), *offset)] = rows.mT @ columns
+    return found
 
 
 def _weight_gradient(layer: Conv, weight: Tensor, a: Tensor, g: Tensor, groups: int) -> Tensor:

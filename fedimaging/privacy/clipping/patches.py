@@ -43,6 +43,17 @@ def padded(x: Tensor, layer: Conv) -> Tensor:
     return F.pad(x, pads) if any(pads) else x
 
 
+def meetings(layer: Conv, dim: int, narrow: int, wide: int) -> Iterator[tuple[int, slice, slice]]:
+    """Along a spatial dimension, each kernel offset that meets pixels: itself, the places where it does, and these pixels."""
+    stride, pad = layer.stride[dim], padding(layer)[dim]
+    for index in range(layer.kernel_size[dim]):
+        shift = index * layer.dilation[dim] - pad
+        first = max(0, -(shift // stride))
+        last = min(narrow - 1, (wide - 1 - shift) // stride)
+        if first <= last:
+            yield index, slice(first, last + 1), slice(first * stride + shift, last * stride + shift + 1, stride)
+
+
 def patches_at(narrow: Tensor, wide: Tensor, layer: Conv) -> Tensor:
     """(S, C, *kernel, *positions): what lies under the kernel at each place of the narrow side; a view of the padded wide one.
 
