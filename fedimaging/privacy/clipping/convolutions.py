@@ -225,9 +225,10 @@ def _weight_gradient(layer: Conv, weight: Tensor, a: Tensor, g: Tensor, groups: 
 def _conv_run(layer: nn.Module, x: Tensor) -> Tensor:
     """The forward pass; where a scan is down to one place, all but the kernel's middle meets zeros and is left out."""
     layer = cast(Conv, layer)
+    if x.shape[2:].numel() > 1 or max(layer.kernel_size) == 1 or layer.transposed or layer.groups > 1:
+        return type(layer).forward(cast(Any, layer), x)
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    in_the_middle = all(span == 2 * pad for span, pad in zip(spans, padding(layer), strict=True))
-    if x.shape[2:].numel() > 1 or max(layer.kernel_size) == 1 or layer.transposed or layer.groups > 1 or not in_the_middle:
+    if any(span != 2 * pad for span, pad in zip(spans, padding(layer), strict=True)):
         return type(layer).forward(cast(Any, layer), x)
     middle: tuple[slice | int, ...] = (slice(None), slice(None), *(size // 2 for size in layer.kernel_size))
     return F.linear(x.flatten(1), layer.weight[middle], layer.bias).view(len(x), -1, *x.shape[2:])

@@ -102,9 +102,9 @@ class _Books:
 
     def __init__(self, parameters: list[nn.Parameter], batch: UnitBatch, rough: bool) -> None:
         self.parameters, self.batch, self.rough = parameters, batch, rough
-        self.counts = batch.counts
+        self.units = len(batch)
         self.cancelled = torch.zeros((), dtype=torch.bool, device=batch.x.device)
-        self.squares = torch.zeros(len(batch), dtype=norm_type(batch.x.device), device=batch.x.device)
+        self.squares = torch.zeros(self.units, dtype=norm_type(batch.x.device), device=batch.x.device)
         self.groups = list(_groups(batch))
         self.kept: dict[nn.Parameter, list[Tensor]] = {}
         self.small: dict[nn.Parameter, list[Tensor]] = {}
@@ -112,12 +112,11 @@ class _Books:
         self.later: list[tuple[nn.Module, Product, Tensor, Tensor]] = []
         self.rows: list[Tensor] = []
 
-    @torch.no_grad()
     def enter(self, use: Use, g: Tensor, alone: bool) -> None:
         """Take in one use of a layer. The sum of a parameter used once may be left for later; others are added up."""
         names = set(use.parameters)
         product = use.rule.product if alone and "weight" in names else None
-        if product is not None and product.prefers_gram(use.layer, use.a, g, len(self.counts)):
+        if product is not None and product.prefers_gram(use.layer, use.a, g, self.units):
             for group, a_, g_ in self._pieces(use.a, g):
                 self.squares[group.units] += self._gram_squares(product, use.layer, a_, g_, len(group))
             self.later.append((use.layer, product, use.a.detach(), g))  # with its graph, books would keep themselves
@@ -136,7 +135,6 @@ class _Books:
     def _gradients(self, use: Use, a: Tensor, g: Tensor, group: _Group, names: Collection[str]) -> UnitGradients:
         return cast(Callable[..., UnitGradients], use.rule.unit_gradients)(use.layer, a, g, len(group), names)
 
-    @torch.no_grad()
     def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:
         """Take in a parameter's gradients of each scan, end to end (S numel,)."""
         by_scan = by_scan.view(-1, parameter.numel())
@@ -159,7 +157,7 @@ class _Books:
             for old, new in zip(self.shared.get(parameter, []), gradients, strict=False):
                 new += old
             self.shared[parameter] = gradients
-        elif parameter.numel() * len(self.counts) <= _SMALL:
+        elif parameter.numel() * self.units <= _SMALL:
             self.small[parameter] = gradients
         else:
             self._keep_large(parameter, gradients)

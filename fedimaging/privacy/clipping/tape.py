@@ -43,7 +43,7 @@ class Copied(NamedTuple):
 
 
 class Entries(Protocol):
-    """Who takes in what a backward pass finds. alone: the parameters concerned have no other use."""
+    """Who takes in what a backward pass finds, with gradients off. alone: the parameters concerned have no other use."""
 
     def enter(self, use: Use, g: Tensor, alone: bool) -> None:
         """A use and the gradient at its output (S, ...)."""
@@ -74,7 +74,7 @@ class Tape:
         def take(place: int, g: Tensor) -> None:
             use = reached.pop(place)
             _check(use, g)
-            entries.enter(use, _by_scan(g, len(use.a)), all(calls[p] == 1 for p in use.parameters.values()))
+            entries.enter(use, _by_scan(g, use.a.shape[0]), all(calls[p] == 1 for p in use.parameters.values()))
 
         last = [place for place in reached if place in ends or total.device.type != "cpu"]
         for place in reached.keys() - set(last):
@@ -82,14 +82,15 @@ class Tape:
         edges = [GradientEdge(reached[place].node, reached[place].output) for place in last]
         wanted = cast(Sequence[Tensor], [*(copy.copies for copy in copied), *edges])  # PyTorch takes both kinds together
         found = list(torch.autograd.grad(total, wanted, allow_unused=True)) if wanted else []
-        for place in reversed(last):
-            g = found.pop()  # each is let go of as soon as its layer is entered
-            if g is not None:
-                take(place, g)
-        if reached or any(g is None for g in found):
-            raise Unsupported(_UNSEEN)
-        for copy, g in zip(copied, found, strict=True):
-            entries.enter_by_scan(copy.parameter, g, calls[copy.parameter] == 1)
+        with torch.no_grad():
+            for place in reversed(last):
+                g = found.pop()  # each is let go of as soon as its layer is entered
+                if g is not None:
+                    take(place, g)
+            if reached or any(g is None for g in found):
+                raise Unsupported(_UNSEEN)
+            for copy, g in zip(copied, found, strict=True):
+                entries.enter_by_scan(copy.parameter, g, calls[copy.parameter] == 1)
 
     def _reached(self, total: Tensor) -> tuple[dict[int, Use], set[int], list[Copied]]:
         """The uses that `total` depends on, by their place on the tape; the places of those that depend on no other use, so
@@ -165,7 +166,8 @@ def _noted(
     x = _only_input(layer, inputs, others)
     version, output = x._version, (rule.run or type(target).forward)(target, x)
     noted = output if rule.at is None else x
-    fits = len(x) == len(output) == scans or (rule.parts and len(x) == len(output) and len(x) % scans == 0)
+    rows = x.shape[0]
+    fits = rows == output.shape[0] and (rows == scans or (rule.parts and rows % scans == 0))
     if noted.grad_fn is None or not fits:
         raise Unsupported(_NOT_SCANS.format(type(layer).__name__))
     tape.uses.append(Use(layer, rule, own, _by_scan(x, scans), version, noted.grad_fn, noted.output_nr))
@@ -181,7 +183,7 @@ def _only_input(layer: nn.Module, inputs: tuple[Tensor, ...], others: dict[str, 
 
 def _by_scan(rows: Tensor, scans: int) -> Tensor:
     """(S, ...) as it is; (S parts, ...) -> (S, parts, ...)."""
-    return rows if len(rows) == scans else rows.unflatten(0, (scans, -1))
+    return rows if rows.shape[0] == scans else rows.unflatten(0, (scans, -1))
 
 
 def _copying(
@@ -189,7 +191,7 @@ def _copying(
     *inputs: Tensor, **others: object,
 ) -> Tensor:  # fmt: skip
     x = _only_input(layer, inputs, others)
-    if len(x) != scans:
+    if x.shape[0] != scans:
         raise Unsupported(_NOT_SCANS.format(type(layer).__name__))
     return recorded(layer, x, *copies)
 
