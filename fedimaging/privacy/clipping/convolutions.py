@@ -17,6 +17,7 @@ from fedimaging.privacy.clipping.rules import Product, Rule, UnitGradients, bloc
 
 _LARGE_VOLUME = 1 << 22  # numbers of a scan unrolled; above, one call a unit is quicker
 _VECTOR = 16  # float32 numbers of an AVX-512 register, oneDNN's block of channels
+_FEW_COLUMNS = 64
 _FEW_PLACES = 8  # of a scan, where oneDNN's weight gradient takes up to five times as long as plain products
 _MANY_WEIGHTS = 1 << 18  # below which the calls for these would take longer
 _MOST_TAPS = 9  # weights of a depthwise kernel for which oneDNN has vector code
@@ -140,8 +141,13 @@ def _one_by_one(layer: Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
 def _by_patches(layer: Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     out = a.new_empty(n, layer.groups, layer.weight.shape[0] // layer.groups, layer.weight[0].numel())
     first = 0
+    few = layer.weight[0].numel() < _FEW_COLUMNS and layer.weight[0].numel() % _VECTOR
     for rows, columns in unrolled(layer, a, g, n):
-        torch.matmul(rows, columns.mT, out=out[first : first + len(rows)])
+        part = out[first : first + len(rows)]
+        if few:  # a product is quicker whose own columns fill vectors
+            part.copy_((columns @ rows.mT).mT)
+        else:
+            torch.matmul(rows, columns.mT, out=part)
         first += len(rows)
     return out.view(1, n, -1)
 

@@ -43,8 +43,9 @@ def _linear_weighted(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
 def _recorded_norm(layer: nn.Module, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     layer = cast(nn.GroupNorm, layer)
     groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else x.shape[1]
-    side_by_side = x.reshape(1, x.shape[0] * x.shape[1], -1)
-    return torch.group_norm(side_by_side, x.shape[0] * groups, weight, bias, layer.eps).view(x.shape)
+    scans, channels, places = x.shape[0], x.shape[1], x.shape[2:].numel()
+    as_one = (1, scans * channels, places, scans * groups)
+    return torch.native_group_norm(x.contiguous(), weight, bias, *as_one, layer.eps)[0]
 
 
 def _recorded_prelu(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
