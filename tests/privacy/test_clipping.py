@@ -376,7 +376,7 @@ def test_4_kernels_of_which_one_place_meets_data(layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("counts", [[1] * 8, [2, 1, 3, 1, 1, 1, 1, 1]], ids=["one scan each", "ragged"])
-def test_4_products_that_are_made_twice_rather_than_kept(counts: list[int]) -> None:
+def test_4_norms_from_gram_matrices_in_a_network(counts: list[int]) -> None:
     layer = nn.Conv2d(64, 64, 3, padding=1)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3))
     model = nn.Sequential(nn.Conv2d(2, 64, 1), nn.SiLU(), layer, nn.SiLU(), head)
