@@ -350,8 +350,40 @@ class Own(nn.Linear):
         return super().forward(x) * 2
 
 
+class ScaledAlongLines(Plain):
+    """Its parameter's first dimension is 1, but not that of the scans."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * self.scale)
+
+
+class AddedToChannels(Plain):
+    """Two copies would fit its two channels too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(1, 1, 9, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x.transpose(0, 1) * self.shift).transpose(0, 1))
+
+
+class ALinearLayerByHand(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 144))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + nn.functional.linear(x.flatten(1), self.weight).sum(1, keepdim=True)
+
+
 REFUSED = [
-    BareParameter, Elsewhere, ElsewhereThanInItsNorm, OutputSize, OutputSizeByName, OwnForward, PiecesOfAllScans, Shared, Own,
+    ScaledAlongLines, AddedToChannels, ALinearLayerByHand, BareParameter,
+    Elsewhere, ElsewhereThanInItsNorm, OutputSize, OutputSizeByName, OwnForward, PiecesOfAllScans, Shared, Own,
 ]
 
 
@@ -362,6 +394,29 @@ def test_fused_refuses_what_it_cannot_follow(kind: type[nn.Module]) -> None:
     with pytest.raises(Unsupported, match="loop"):
         _sum("fused", model.double(), batch)
     assert _relative(_sum("vmap", model, batch), _oracle(model, class_losses, batch, 0.5)) < 1e-12
+    assert all(isinstance(parameter, nn.Parameter) for parameter in model.parameters())
+
+
+class TokenAndPositions(Plain):
+    """As a transformer has them: parameters that every scan meets alike; one is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 2, 10, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        token = self.token.unsqueeze(2).expand(len(x), 2, 1, 8)
+        return super().forward(torch.cat([token, x], dim=2) * self.positions + self.positions)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_4_tokens_and_positions(dtype: torch.dtype) -> None:
+    model, batch = TokenAndPositions().to(dtype), scans(RAGGED, 9, 8, dtype=dtype)
+    before = dict(model.named_parameters())
+    assert _relative(_sum("fused", model, batch), _oracle(model, class_losses, batch, 0.5)) < TOLERANCE[dtype]
+    after = dict(model.named_parameters())
+    assert list(before) == list(after)
+    assert all(before[name] is after[name] for name in before)
 
 
 @pytest.mark.parametrize("layer", [

@@ -137,7 +137,7 @@ class _Books:
 
     def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:
         """Take in a parameter's gradients of each scan, end to end (S numel,)."""
-        by_scan = by_scan.view(-1, parameter.numel())
+        by_scan = by_scan.reshape(-1, parameter.numel())
         if self.batch.even == 1:
             units = [by_scan[None]]
         else:
@@ -261,7 +261,7 @@ class _NothingOfTheOther:
         self._look(g)
 
     def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:
-        self._look(by_scan.view(2, -1))
+        self._look(by_scan.reshape(2, -1))
 
     def _look(self, g: Tensor) -> None:
         if bool(g[1].any()):

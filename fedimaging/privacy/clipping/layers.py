@@ -106,11 +106,18 @@ RULES: dict[type[nn.Module], Rule] = {
 """Every kind of layer whose unit gradients are known in closed form; a subclass counts if it keeps `forward`."""
 
 
+SPREAD = Rule(nn.Module.forward, tried=True)
+"""For parameters of any other module that meet all scans alike, their first dimension being 1, as tokens and positions of a
+transformer do: while a pass is recorded they are copies, one a scan, along that dimension."""
+
+
 def rule_for(layer: nn.Module) -> Rule | None:
     """The rule of a layer, or None for a kind or a use of it that is not known."""
     if "forward" in vars(layer):  # its own, whatever its kind would do
         return None
     for kind, rule in RULES.items():
-        if isinstance(layer, kind) and type(layer).forward is rule.forward and rule.refuse(layer) is None:
-            return rule
-    return window_attention_rule(layer)
+        if isinstance(layer, kind):
+            return rule if type(layer).forward is rule.forward and rule.refuse(layer) is None else None
+    own = [parameter for parameter in layer._parameters.values() if parameter is not None and parameter.requires_grad]
+    spread = all(parameter.shape[:1] == (1,) for parameter in own)
+    return window_attention_rule(layer) or (SPREAD if spread else None)

@@ -5,18 +5,18 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from fedimaging.privacy.clipping.batch import Unsupported, modules_of
-from fedimaging.privacy.clipping.layers import rule_for
+from fedimaging.privacy.clipping.layers import SPREAD, rule_for
 from fedimaging.privacy.clipping.rules import Rule
 
 _UNSEEN = "a trainable parameter is used outside its own layer; take engine 'loop' or 'vmap'."
-
+_NOT_SPREAD = "a trainable parameter outside the known layers does not meet all scans alike; take engine 'loop' or 'vmap'."
 _NOT_SCANS = "a {} is used without gradient, with further arguments, or on rows that are not scans; take engine 'loop' or 'vmap'."
 
 
@@ -36,7 +36,7 @@ class Use(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """A parameter of which its layer used a copy for every scan: `copies` (S numel,), a leaf of the graph."""
+    """A parameter of which its layer used a copy for every scan: `copies`, S times its numbers, a leaf of the graph."""
 
     parameter: nn.Parameter
     copies: Tensor
@@ -144,8 +144,12 @@ def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
     """Record the uses of trainable layers in a forward pass over `scans` scans."""
     layers = known_layers(model)
     tape = Tape(list(dict.fromkeys(p for _, own in layers.values() for p in own.values())), [])
-    replaced = []
+    replaced, spread = [], []
     for layer, (rule, own) in layers.items():
+        if rule is SPREAD:
+            spread.append((layer, own))
+            layer._parameters.update(_spread(tape, own, scans))
+            continue
         target = layer if rule.at is None else rule.at(layer)
         replaced.append(target)
         if rule.recorded is not None:
@@ -154,9 +158,22 @@ def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
             target.forward = partial(_noted, tape, scans, layer, rule, own, target)
     try:
         yield tape
+    except RuntimeError as error:
+        if spread:
+            raise Unsupported(_NOT_SPREAD) from error
+        raise
     finally:
         for target in replaced:
             del target.forward
+        for layer, own in spread:
+            layer._parameters.update(own)
+
+
+def _spread(tape: Tape, own: dict[str, nn.Parameter], scans: int) -> dict[str, Any]:
+    """In a parameter's place, which keeps its own in the model's order."""
+    copies = {name: p.detach().expand(scans, *p.shape[1:]).clone().requires_grad_() for name, p in own.items()}
+    tape.copied.extend(Copied(own[name], copy) for name, copy in copies.items())
+    return copies
 
 
 def _noted(
