@@ -14,7 +14,7 @@ import hashlib
 import math
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -101,16 +101,12 @@ class SecureNoise:
 
 @dataclass(frozen=True)
 class _Method:
-    """How bits become Gaussians: normals(words (..., draws, 2, H) of `words`) -> (..., 2 H) of `precision`.
-
-    pieces(words (draws, 2, H)): the same on a CPU, as (place of its first number, numbers (L,)).
-    """
+    """How bits become Gaussians: normals(words (..., draws, 2, H) of `words`) -> (..., 2 H) of `precision`."""
 
     words: torch.dtype
     draws: int
     precision: torch.dtype
     normals: Callable[[Tensor], Tensor]
-    pieces: Callable[[Tensor], Iterator[tuple[int, Tensor]]]
 
 
 def _add(
@@ -139,13 +135,16 @@ def _add(
 def _add_on_cpu(
     tensors: Sequence[Tensor], std: float, chunks: list[int], key_of: Callable[[int], bytes], method: _Method, over: float
 ) -> None:
-    """Piece by piece, added and divided while it lies in the cache. Apple's MPS, which has no float64, is served here too."""
+    """Chunk by chunk, added and divided while it lies in the cache. Apple's MPS, which has no float64, is served here too."""
     tensors = _runs(tensors)
     sizes = [tensor.numel() for tensor in tensors]
     flats = [_flat_on_cpu(tensor) for tensor in tensors]
     ends = list(accumulate(sizes))
 
-    def add(first: int, normals: Tensor) -> None:
+    def make(chunk: int) -> None:
+        words = torch.empty(method.draws, 2, chunks[chunk] // 2, dtype=method.words)
+        key_stream.fill(key_of(chunk), words)
+        normals, first = method.normals(words), chunk * _CHUNK
         last = min(first + len(normals), ends[-1])
         for place in range(bisect_right(ends, first), bisect_left(ends, last) + 1):
             begin = ends[place] - sizes[place]
@@ -153,12 +152,6 @@ def _add_on_cpu(
             target = flats[place][low - begin : high - begin].add_(normals[low - first : high - first], alpha=std)
             if over != 1.0:
                 target.div_(over)
-
-    def make(chunk: int) -> None:
-        words = torch.empty(method.draws, 2, chunks[chunk] // 2, dtype=method.words)
-        key_stream.fill(key_of(chunk), words)
-        for place, normals in method.pieces(words):
-            add(chunk * _CHUNK + place, normals)
 
     _side_by_side(make, len(chunks))
     for tensor, flat in zip(tensors, flats, strict=True):
@@ -240,34 +233,33 @@ def _secure_normals(words: Tensor) -> Tensor:
     return pairs.flatten(-2).div_(math.sqrt(_DRAWS))
 
 
-def _secure_pieces(words: Tensor) -> Iterator[tuple[int, Tensor]]:
-    yield 0, _secure_normals(words)
-
-
 def _simulated_normals(words: Tensor) -> Tensor:
     """One Box-Muller draw from 31 and 32 bits; the radius reaches 6.7, fine steps included."""
+    if words.device.type == "cpu":
+        return _simulated_on_cpu(words)
     bits = words[..., 0, 0, :].bitwise_and_(0x7FFF_FFFF)
     radius = torch.add(bits, 0.5).mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
     angle = torch.mul(words[..., 0, 1, :], math.pi * 2.0**-31)
     return torch.stack([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=-2).flatten(-2)
 
 
-def _simulated_pieces(words: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The same by NumPy, which takes half of PyTorch's time for these functions, in place where it can be."""
+def _simulated_on_cpu(words: Tensor) -> Tensor:
+    """(1, 2, H) -> (2 H,) by NumPy, which takes half of PyTorch's time for these functions. Uses the words up."""
     lows, highs = words[0].numpy()
-    radius, cosine, sine = np.empty((3, len(lows)), dtype=np.float32)
+    radius, out = np.empty(len(lows), dtype=np.float32), np.empty((2, len(lows)), dtype=np.float32)
     np.copyto(radius, np.bitwise_and(lows, np.int32(0x7FFF_FFFF), out=lows), casting="same_kind")
     radius += np.float32(0.5)
     radius *= np.float32(2.0**-31)
     np.log(radius, out=radius)
     radius *= np.float32(-2.0)
     torch.from_numpy(radius).sqrt_()
+    cosine, sine = out
     np.copyto(sine, highs, casting="same_kind")
     sine *= np.float32(math.pi * 2.0**-31)
-    for first, wave, function in ((0, cosine, np.cos), (len(lows), sine, np.sin)):
-        function(sine, out=wave)
-        wave *= radius
-        yield first, torch.from_numpy(wave)
+    np.cos(sine, out=cosine)
+    np.sin(sine, out=sine)
+    out *= radius
+    return torch.from_numpy(out.reshape(-1))
 
 
 def _log(x: Tensor) -> Tensor:
@@ -278,5 +270,5 @@ def _log(x: Tensor) -> Tensor:
     return x
 
 
-_SIMULATED = _Method(torch.int32, 1, torch.float32, _simulated_normals, _simulated_pieces)
-_SECURE = _Method(torch.int64, _DRAWS, torch.float64, _secure_normals, _secure_pieces)
+_SIMULATED = _Method(torch.int32, 1, torch.float32, _simulated_normals)
+_SECURE = _Method(torch.int64, _DRAWS, torch.float64, _secure_normals)
