@@ -168,12 +168,12 @@ def norms_of(unit_gradients: list[Tensor]) -> Tensor:
 def squared_norms(x: Tensor) -> Tensor:
     """(..., R) -> (...) in `norm_type`. Runs of numbers are added up in x's own type, the runs in float64: over millions of
     float32 numbers a plain sum would be wrong in the fifth digit, and so would be the clip."""
-    whole = x.shape[-1] // _RUN * _RUN
-    wide = norm_type(x.device)
-    total = torch.linalg.vector_norm(x[..., whole:], dim=-1).to(wide).square()
+    whole, wide = x.shape[-1] // _RUN * _RUN, norm_type(x.device)
+    rest = x[..., whole:] if whole else x
+    total = torch.linalg.vector_norm(rest, dim=-1).to(wide).square_()
     if whole:
         runs = torch.linalg.vector_norm(x[..., :whole].unflatten(-1, (-1, _RUN)), dim=-1)
-        total += runs.to(wide).square().sum(-1)
+        total += runs.to(wide).square_().sum(-1)
     return total
 
 

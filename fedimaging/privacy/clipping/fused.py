@@ -5,6 +5,7 @@ kept, or from Gram matrices, and then its clipped sum is one more weight gradien
 (Bu et al. 2023, Differentially Private Optimization on Large Model at Small Cost).
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -60,7 +61,7 @@ def _sum_of_sorted(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm
     """As `sum_by_bookkeeping`, for a batch sorted by scans per unit."""
     books = _read(model, losses, batch)
     norms = books.close()
-    keep = np.isfinite(norms.cpu().numpy())
+    keep = np.ones(1) if math.isfinite(norms.sum()) else np.isfinite(norms.cpu().numpy())
     if keep.all():
         return ClippedSum(books.weighted_sum(clip_factors(norms, clip_norm)), norms, clip_norm)
     del books
@@ -187,7 +188,7 @@ class _Books:
             pieces = self._sum(factors, self.rows).split([parameter.numel() for parameter in self.small])
             for parameter, piece in zip(self.small, pieces, strict=True):
                 total[parameter] = piece.view(parameter.shape)
-        by_scan = self.batch.spread(factors)
+        by_scan = self.batch.spread(factors) if self.later else factors
         for layer, product, a, g in self.later:
             scaled = g * by_scan.to(g).view(-1, *[1] * (g.dim() - 1))
             total[cast(nn.Parameter, layer.weight)] = product.weighted(layer, a, scaled).contiguous()
@@ -218,7 +219,8 @@ def _groups(batch: UnitBatch) -> Iterator[_Group]:
 def _read(model: nn.Module, losses: Losses, batch: UnitBatch, *, rough: bool = False) -> _Books:
     """One forward, one backward pass, and every layer's entry. `batch` is sorted by scans per unit."""
     with recording(model, len(batch.x)) as tape:
-        total = (scan_losses(losses, model(batch.x), batch.y) * batch.weights).sum()
+        values = scan_losses(losses, model(batch.x), batch.y)
+        total = values.sum() if batch.even == 1 else (values * batch.weights).sum()
     books = _Books(tape.parameters, batch, rough)
     tape.sweep(total, books)
     return books
