@@ -41,8 +41,8 @@ def sum_by_bookkeeping(model: nn.Module, losses: Losses, batch: UnitBatch, clip_
     """The clipped sum from one forward and one backward pass. Memory: up to thrice a plain step's activations on a GPU; on a
     CPU, where what a layer left is let go of as soon as it is entered, little above a plain step's.
 
-    Raises Unsupported for a model with a trainable parameter outside the layers of `layers.RULES`, or used in a way
-    that cannot be followed; this is checked against autograd's own graph at every step.
+    Raises Unsupported for a model with a trainable parameter outside the layers of `layers.RULES` that not all scans meet
+    alike, or used in a way that cannot be followed; this is checked against autograd's own graph at every step.
     """
     _prove_rows_are_scans(model, losses, batch)
     if batch.x.is_cuda:
