@@ -27,6 +27,7 @@ from fedimaging.privacy.clipping.batch import (
     two_scans,
     zero_sum,
 )
+from fedimaging.privacy.clipping.layers import SPREAD
 from fedimaging.privacy.clipping.memory import ProofKey, proof_key
 from fedimaging.privacy.clipping.replay import sum_by_replay
 from fedimaging.privacy.clipping.rules import Product, UnitGradients, shaped
@@ -34,6 +35,7 @@ from fedimaging.privacy.clipping.tape import Use, known_layers, recording
 
 _SMALL = 1 << 17  # numbers of a parameter's unit gradients; fewer are not worth calls of their own
 _AGREEMENT, _NOTHING = 1e-3, 1e-6  # relative and absolute; far above rounding, far below a wrong gradient
+_NOT_SPREAD = "a trainable parameter outside the known layers does not meet all scans alike; take engine 'loop' or 'vmap'."
 _proven: set[ProofKey] = set()
 
 
@@ -235,10 +237,16 @@ def _prove_rows_are_scans(model: nn.Module, losses: Losses, batch: UnitBatch) ->
     if key in _proven:
         return
     x, y = two_scans(batch)
-    with recording(model, 2) as tape:
-        first = scan_losses(losses, model(x), y)[0]
+    rules = [rule for rule, _ in known_layers(model).values()]
+    try:
+        with recording(model, 2) as tape:
+            first = scan_losses(losses, model(x), y)[0]
+    except RuntimeError as error:
+        if SPREAD in rules:
+            raise Unsupported(_NOT_SPREAD) from error
+        raise
     tape.sweep(first, _NothingOfTheOther())
-    if any(rule.tried for rule, _ in known_layers(model).values()):
+    if any(rule.tried for rule in rules):
         _try_against_autograd(model, losses, x, y)
     _proven.add(key)
 

@@ -16,7 +16,6 @@ from fedimaging.privacy.clipping.layers import SPREAD, rule_for
 from fedimaging.privacy.clipping.rules import Rule
 
 _UNSEEN = "a trainable parameter is used outside its own layer; take engine 'loop' or 'vmap'."
-_NOT_SPREAD = "a trainable parameter outside the known layers does not meet all scans alike; take engine 'loop' or 'vmap'."
 _NOT_SCANS = "a {} is used without gradient, with further arguments, or on rows that are not scans; take engine 'loop' or 'vmap'."
 
 
@@ -145,23 +144,19 @@ def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
     layers = known_layers(model)
     tape = Tape(list(dict.fromkeys(p for _, own in layers.values() for p in own.values())), [])
     replaced, spread = [], []
-    for layer, (rule, own) in layers.items():
-        if rule is SPREAD:
-            spread.append((layer, own))
-            layer._parameters.update(_spread(tape, own, scans))
-            continue
-        target = layer if rule.at is None else rule.at(layer)
-        replaced.append(target)
-        if rule.recorded is not None:
-            target.forward = partial(_copying, scans, layer, rule.recorded, _copies(tape, layer, own, scans))
-        else:
-            target.forward = partial(_noted, tape, scans, layer, rule, own, target)
     try:
+        for layer, (rule, own) in layers.items():
+            if rule is SPREAD:
+                spread.append((layer, own))
+                layer._parameters.update(_spread(tape, own, scans))
+                continue
+            target = layer if rule.at is None else rule.at(layer)
+            if rule.recorded is not None:
+                target.forward = partial(_copying, scans, layer, rule.recorded, _copies(tape, layer, own, scans))
+            else:
+                target.forward = partial(_noted, tape, scans, layer, rule, own, target)
+            replaced.append(target)
         yield tape
-    except RuntimeError as error:
-        if spread:
-            raise Unsupported(_NOT_SPREAD) from error
-        raise
     finally:
         for target in replaced:
             del target.forward
