@@ -75,7 +75,7 @@ def test_a_monai_that_treats_its_table_otherwise_is_refused(monkeypatch: pytest.
     torch.manual_seed(0)
     model = Attending()
     model.head = nn.Linear(8, 3)  # a network that was not tried before
-    with pytest.raises(Unsupported, match="another library"):
+    with pytest.raises(Unsupported, match="otherwise than expected"):
         _sum(model, "fused")
 
 

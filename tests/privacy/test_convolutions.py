@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedimaging.privacy.clipping import convolution_grams
 from fedimaging.privacy.clipping.convolutions import CONVOLUTIONS
 from fedimaging.privacy.clipping.rules import shaped
 
@@ -21,6 +22,7 @@ GRAMS = {
     "grouped": nn.Conv2d(12, 24, 3, padding=1, groups=3),
     "grouped, strided": nn.Conv2d(24, 24, 3, stride=2, groups=2),
     "points": nn.Conv2d(12, 24, 1),
+    "points and output padding": nn.ConvTranspose2d(12, 24, 1, dilation=2, output_padding=1),
     "padded points": nn.Conv2d(12, 24, 1, padding=1),
     "strided points": nn.Conv2d(12, 24, 1, stride=2),
     "transposed": nn.ConvTranspose2d(12, 24, 3, padding=1),
@@ -52,8 +54,12 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("units", [6, 2], ids=["one scan each", "three scans each"])
+@pytest.mark.parametrize("costs", [(0, 1), (1, 0)], ids=["from pixels", "from patches"])
 @pytest.mark.parametrize("layer", GRAMS.values(), ids=GRAMS)
-def test_norms_from_gram_matrices(layer: nn.Module, units: int) -> None:
+def test_norms_from_gram_matrices(
+    layer: nn.Module, costs: tuple[float, float], units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution_grams, "_costs", lambda *_: costs)
     layer = layer.double()
     a, g = _setting(layer)
     expected = torch.stack([part.square().sum() for part in _by_unit(layer, a, g, units)])

@@ -126,13 +126,6 @@ def unit_batch(x: Tensor, y: Tensor, unit_of_scan: Tensor, n_units: int) -> Unit
     return UnitBatch(x, y, torch.from_numpy(np.bincount(owners, minlength=n_units)))
 
 
-def two_scans(batch: UnitBatch) -> tuple[Tensor, Tensor]:
-    """Two scans of random numbers in the batch's shape, with the first scan's target: to try a model on."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, *batch.x.shape[1:], generator=generator, dtype=batch.x.dtype)
-    return x.to(batch.x.device), torch.stack([batch.y[0], batch.y[0]])
-
-
 def scan_losses(losses: Losses, outputs: Tensor, y: Tensor) -> Tensor:
     """The losses, after proving that there is exactly one for each scan: a scalar loss would undo the clip."""
     values = losses(outputs, y)

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fedimaging.privacy.clipping.patches import Conv, meetings, padding, sides, unrolled
+from fedimaging.privacy.clipping.patches import Conv, is_plain, meetings, sides, unrolled
 from fedimaging.privacy.clipping.rules import blocks
 
 # What one number costs, in multiplications within a product of matrices, as measured on a CPU:
@@ -32,14 +32,10 @@ def _costs(layer: Conv, a: Tensor, g: Tensor, n: int) -> tuple[float, float]:
     channels, kernel = wide.shape[1], torch.Size(layer.kernel_size).numel()
     few, many = (len(a) / n * side.shape[2:].numel() for side in (narrow, wide))
     rows = few**2 * narrow.shape[1]
-    each = _AS_IT_IS if _is_plain(layer) else _ALONG_DIAGONALS
+    each = _AS_IT_IS if is_plain(layer) else _ALONG_DIAGONALS
     pixels = rows + many**2 * (channels + each * layer.groups)
     patches = rows + few**2 * (channels * kernel + _AS_IT_IS * layer.groups) + _UNROLLED * channels * kernel * few
     return pixels, patches
-
-
-def _is_plain(layer: Conv) -> bool:
-    return max(*layer.kernel_size, *layer.stride) == 1 and not any(padding(layer))
 
 
 def conv_grams(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -52,10 +48,11 @@ def conv_grams(layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Iterator[tuple
         return
     narrow, wide = sides(layer, a, g)
     scans, groups = len(a) // n, layer.groups
-    for run in blocks(n, groups * (scans * wide.shape[2:].numel()) ** 2, a.device):
+    largest = scans * max(side.shape[2:].numel() for side in (narrow, wide))
+    for run in blocks(n, groups * largest**2, a.device):
         part = slice(run.start * scans, run.stop * scans)
         rows, columns = (_own_gram(side[part], run.stop - run.start, groups) for side in (narrow, wide))
-        if not _is_plain(layer):
+        if not is_plain(layer):
             columns = _along_diagonals(layer, columns, [scans, *narrow.shape[2:]], [scans, *wide.shape[2:]])
         yield rows.unflatten(0, (-1, groups)), columns.unflatten(0, (-1, groups))
 

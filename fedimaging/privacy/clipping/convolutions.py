@@ -17,7 +17,7 @@ from fedimaging.privacy.clipping.rules import Product, Rule, UnitGradients, bloc
 
 _LARGE_VOLUME = 1 << 22  # numbers of a scan unrolled; above, one call a unit is quicker
 _VECTOR = 16  # float32 numbers of an AVX-512 register, oneDNN's block of channels
-_FEW_COLUMNS = 64
+_FEW_COLUMNS = 64  # and not whole vectors: a product with these as its rows is quicker
 _FEW_PLACES = 8  # of a scan, where oneDNN's weight gradient takes up to five times as long as plain products
 _MANY_WEIGHTS = 1 << 18  # below which the calls for these would take longer
 _MOST_TAPS = 9  # weights of a depthwise kernel for which oneDNN has vector code
@@ -44,9 +44,9 @@ def _conv_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Colle
 
 
 def _way(layer: Conv, a: Tensor) -> Callable[[Conv, Tensor, Tensor, int], Tensor]:
-    """The quickest of the ways below, as measured: oneDNN, which serves float32 on a CPU, has kernels for
-    planes of many groups, and for volumes whose channels fill whole vectors; a large volume keeps a machine busy alone, and
-    unrolling it would move 27 times its bytes or more."""
+    """The quickest of the ways below, as measured: oneDNN, which serves float32 on a CPU, has kernels for planes of many
+    groups, but for large depthwise ones, and for volumes whose channels fill whole vectors; a large volume keeps a machine
+    busy alone, and unrolling it would move 27 times its bytes or more."""
     if is_pointwise(layer):
         return _by_points
     if a.device.type == "cpu" and _is_depthwise(layer) and layer.weight[0].numel() > _MOST_TAPS:
@@ -144,7 +144,7 @@ def _by_patches(layer: Conv, a: Tensor, g: Tensor, n: int) -> Tensor:
     few = layer.weight[0].numel() < _FEW_COLUMNS and layer.weight[0].numel() % _VECTOR
     for rows, columns in unrolled(layer, a, g, n):
         part = out[first : first + len(rows)]
-        if few:  # a product is quicker whose own columns fill vectors
+        if few:
             part.copy_((columns @ rows.mT).mT)
         else:
             torch.matmul(rows, columns.mT, out=part)
@@ -234,7 +234,8 @@ def _conv_run(layer: nn.Module, x: Tensor) -> Tensor:
     if x.shape[2:].numel() > 1 or max(layer.kernel_size) == 1 or layer.transposed or layer.groups > 1:
         return type(layer).forward(cast(Any, layer), x)
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    if any(span != 2 * pad for span, pad in zip(spans, padding(layer), strict=True)):
+    odd = all(size % 2 for size in layer.kernel_size)
+    if not odd or any(span != 2 * pad for span, pad in zip(spans, padding(layer), strict=True)):
         return type(layer).forward(cast(Any, layer), x)
     middle: tuple[slice | int, ...] = (slice(None), slice(None), *(size // 2 for size in layer.kernel_size))
     return F.linear(x.flatten(1), layer.weight[middle], layer.bias).view(len(x), -1, *x.shape[2:])

@@ -18,25 +18,18 @@ from fedimaging.privacy.clipping.batch import (
     ClippedSum,
     Losses,
     UnitBatch,
-    Unsupported,
     clip_factors,
     norm_type,
     scan_losses,
     squared_norms,
-    trainable,
-    two_scans,
     zero_sum,
 )
-from fedimaging.privacy.clipping.layers import SPREAD
-from fedimaging.privacy.clipping.memory import ProofKey, proof_key
+from fedimaging.privacy.clipping.proof import prove_once, prove_rows_are_scans
 from fedimaging.privacy.clipping.replay import sum_by_replay
 from fedimaging.privacy.clipping.rules import Product, UnitGradients, shaped
-from fedimaging.privacy.clipping.tape import Use, known_layers, recording
+from fedimaging.privacy.clipping.tape import Use, recording
 
 _SMALL = 1 << 17  # numbers of a parameter's unit gradients; fewer are not worth calls of their own
-_AGREEMENT, _NOTHING = 1e-3, 1e-6  # relative and absolute; far above rounding, far below a wrong gradient
-_NOT_SPREAD = "a trainable parameter outside the known layers does not meet all scans alike; take engine 'loop' or 'vmap'."
-_proven: set[ProofKey] = set()
 
 
 def sum_by_bookkeeping(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
@@ -46,7 +39,7 @@ def sum_by_bookkeeping(model: nn.Module, losses: Losses, batch: UnitBatch, clip_
     Raises Unsupported for a model with a trainable parameter outside the layers of `layers.RULES` that not all scans meet
     alike, or used in a way that cannot be followed; this is checked against autograd's own graph at every step.
     """
-    _prove_rows_are_scans(model, losses, batch)
+    prove_once("fused", lambda: prove_rows_are_scans(model, losses, batch, _unclipped_sum), model, losses, batch)
     if batch.x.is_cuda:
         replayed = sum_by_replay(rough_sum, model, losses, batch, clip_norm)
         if replayed is not None:
@@ -228,51 +221,7 @@ def _read(model: nn.Module, losses: Losses, batch: UnitBatch, *, rough: bool = F
     return books
 
 
-def _prove_rows_are_scans(model: nn.Module, losses: Losses, batch: UnitBatch) -> None:
-    """The loss of one scan must reach only that scan's rows of every layer; once per model, loss and shape.
-
-    This catches a network that puts another axis first, and one that mixes scans. Raises Unsupported.
-    """
-    key = proof_key(model, losses, batch)
-    if key in _proven:
-        return
-    x, y = two_scans(batch)
-    rules = [rule for rule, _ in known_layers(model).values()]
-    try:
-        with recording(model, 2) as tape:
-            first = scan_losses(losses, model(x), y)[0]
-    except RuntimeError as error:
-        if SPREAD in rules:
-            raise Unsupported(_NOT_SPREAD) from error
-        raise
-    tape.sweep(first, _NothingOfTheOther())
-    if any(rule.tried for rule in rules):
-        _try_against_autograd(model, losses, x, y)
-    _proven.add(key)
-
-
-def _try_against_autograd(model: nn.Module, losses: Losses, x: Tensor, y: Tensor) -> None:
-    """Raises Unsupported where the gradients of two scans, added up, are not autograd's own."""
-    state = torch.get_rng_state()
-    books = _read(model, losses, UnitBatch(x, y, torch.ones(2, dtype=torch.int64)))
+def _unclipped_sum(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[Tensor]:
+    books = _read(model, losses, batch)
     books.close()
-    found = books.weighted_sum(x.new_ones(2))
-    torch.set_rng_state(state)  # the same dropout
-    expected = torch.autograd.grad(scan_losses(losses, model(x), y).sum(), trainable(model), materialize_grads=True)
-    for ours, theirs in zip(found, expected, strict=True):
-        if not (ours - theirs).norm() <= _AGREEMENT * theirs.norm() + _NOTHING:
-            raise Unsupported("a layer of another library computes otherwise than expected; take engine 'loop' or 'vmap'.")
-
-
-class _NothingOfTheOther:
-    """Refuses gradients in the second of two scans where only the first has a loss."""
-
-    def enter(self, use: Use, g: Tensor, alone: bool) -> None:
-        self._look(g)
-
-    def enter_by_scan(self, parameter: nn.Parameter, by_scan: Tensor, alone: bool) -> None:
-        self._look(by_scan.reshape(2, -1))
-
-    def _look(self, g: Tensor) -> None:
-        if bool(g[1].any()):
-            raise Unsupported("the rows inside the model are not single scans; take engine 'loop'.")
+    return books.weighted_sum(batch.x.new_ones(len(batch)))

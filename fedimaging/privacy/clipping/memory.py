@@ -15,11 +15,14 @@ _structures: WeakKeyDictionary[nn.Module, tuple[tuple[bool, ...], str]] = WeakKe
 
 
 def structure(model: nn.Module) -> str:
-    """A name (hex) for what the model computes, but not for its values: module types, shapes, what is trainable."""
-    training = tuple(p.requires_grad for module in modules_of(model) for p in module._parameters.values() if p is not None)
+    """A name (hex) for what the model computes, but not for its values: module types, modes, shapes, what is trainable."""
+    modules = modules_of(model)
+    training = tuple(p.requires_grad for module in modules for p in module._parameters.values() if p is not None)
+    training += tuple(module.training for module in modules)
     known = _structures.get(model)
     if known is None or known[0] != training:
-        parts = [f"{name} {type(module).__name__} {module.extra_repr()}" for name, module in model.named_modules()]
+        named = model.named_modules()
+        parts = [f"{name} {type(module).__name__} {module.training} {module.extra_repr()}" for name, module in named]
         parts += [f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}" for name, p in model.named_parameters()]
         known = (training, hashlib.sha256("\n".join(parts).encode()).hexdigest())
         _structures[model] = known

@@ -20,12 +20,9 @@ from fedimaging.privacy.clipping.batch import (
     norms_of,
     scan_losses,
     trainable,
-    two_scans,
     zero_sum,
 )
-from fedimaging.privacy.clipping.memory import ProofKey, proof_key
-
-_proven: set[ProofKey] = set()
+from fedimaging.privacy.clipping.proof import prove_once, two_scans
 
 
 def sum_by_opacus(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
@@ -35,7 +32,7 @@ def sum_by_opacus(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm:
     without a gradient), or where they give another number of rows than there are scans.
     """
     with _in_training(model):
-        _prove_independence(model, losses, batch)
+        prove_once("opacus", lambda: _prove_independence(model, losses, batch), model, losses, batch)
         gradients = _unit_gradients(model, losses, batch)
     norms = norms_of(gradients)
     keep = torch.isfinite(norms)
@@ -85,16 +82,14 @@ def _unit_gradients(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[
 
 def _prove_independence(model: nn.Module, losses: Losses, batch: UnitBatch) -> None:
     """The loss of one scan must not depend on another scan; Opacus itself accepts several kinds of BatchNorm."""
-    key = proof_key(model, losses, batch)
-    if key in _proven:
-        return
     x, y = two_scans(batch)
     x.requires_grad_()
-    (reach,) = torch.autograd.grad(scan_losses(losses, model(x), y)[0], x)
-    if bool(reach[1].any()):
-        raise Unsupported("the model or the loss mixes scans; take engine 'loop'.")
+    values = scan_losses(losses, model(x), y)
+    for scan in (0, 1):
+        (reach,) = torch.autograd.grad(values[scan], x, retain_graph=True)
+        if bool(reach[1 - scan].any()):
+            raise Unsupported("the model or the loss mixes scans; take engine 'loop'.")
     _prove_hooks_fit(model)
-    _proven.add(key)
 
 
 def _prove_hooks_fit(model: nn.Module) -> None:

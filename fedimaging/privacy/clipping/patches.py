@@ -21,8 +21,13 @@ def sides(layer: Conv, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     return (a, g) if layer.transposed else (g, a)
 
 
+def is_plain(layer: Conv) -> bool:
+    """Whether each place of one side meets the same place of the other, and no more."""
+    return max(*layer.kernel_size, *layer.stride) == 1 and not any(padding(layer)) and not any(layer.output_padding)
+
+
 def is_pointwise(layer: Conv) -> bool:
-    return max(*layer.kernel_size, *layer.stride, layer.groups) == 1 and not any(padding(layer))
+    return layer.groups == 1 and is_plain(layer)
 
 
 def is_dense(layer: Conv) -> bool:

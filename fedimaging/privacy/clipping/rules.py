@@ -36,11 +36,12 @@ class Rule:
     unit_gradients(layer, a, g, U, names) for the layer's own parameters of these names; or
     recorded(layer, x, *copies): takes forward's place while a pass is recorded, with the same output, from copies (S
     numel,) of each of the layer's parameters, one a scan, or None where it has none: autograd then gives each scan its gradient.
+    With neither, the layer itself meets such copies (`layers.SPREAD`).
     run(layer, x): the same output and gradient at the input as forward, sooner; None: forward itself.
     product: for a layer whose weight's unit gradient is a product of two matrices.
     parts: whether it takes rows that are parts of scans, all of a scan one after the other: `a` and `g` (S, parts, ...) then.
     at(layer): the inner module whose input takes the output's place, in `g` too; None: the layer's own output.
-    tried: whether it rests on another library's code, and so is tried against autograd before its first use.
+    tried: whether it rests on more than the layer's own code, and so is tried against autograd before its first use.
     refuse(layer): why a layer of this kind cannot be treated after all, or None.
     """
 
@@ -97,6 +98,7 @@ class Product:
         """`squares` (U,) without a second try, and (U,) bool: which of them cancelled too much to be trusted."""
         found, size = [], []
         for rows, columns in self.grams(layer, a, g, n):
+            assert rows.shape == columns.shape  # else they would be broadcast
             terms = (rows * columns).flatten(1)
             found.append(terms.sum(1, dtype=norm_type(terms.device)))
             size.append(torch.linalg.vector_norm(terms, 1, dim=1))

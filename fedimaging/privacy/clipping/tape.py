@@ -158,10 +158,10 @@ def recording(model: nn.Module, scans: int) -> Iterator[Tape]:
             replaced.append(target)
         yield tape
     finally:
-        for target in replaced:
-            del target.forward
         for layer, own in spread:
             layer._parameters.update(own)
+        for target in replaced:
+            vars(target).pop("forward", None)
 
 
 def _spread(tape: Tape, own: dict[str, nn.Parameter], scans: int) -> dict[str, Any]:
