@@ -73,7 +73,7 @@ def rough_sum(
     books = _read(model, losses, batch, rough=True)
     norms = books.close()
     total = books.weighted_sum(clip_factors(norms, clip_norm) * real)
-    return total, norms, torch.isfinite(norms).all() & ~books.cancelled
+    return total, norms, torch.isfinite(norms).all() & ~torch.cat([norms.isnan(), *books.cancelled]).any()
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ class _Books:
     Unit gradients (O, U, R) by parameter, one tensor a group: `kept` of large parameters, `small` of small ones, laid side
     by side in `rows` (U, all of them) at the end, and `shared` of those used more than once, until they are complete.
     `later`: layers whose weight is summed at the end. rough: norms that cancelled are not found again but told of by
-    `cancelled`.
+    `cancelled`, a bool for each unit and layer.
     """
 
     def __init__(self, parameters: list[nn.Parameter], batch: UnitBatch, rough: bool) -> None:
         self.parameters, self.batch, self.rough = parameters, batch, rough
         self.units = len(batch)
-        self.cancelled = torch.zeros((), dtype=torch.bool, device=batch.x.device)
+        self.cancelled: list[Tensor] = []
         self.squares = torch.zeros(self.units, dtype=norm_type(batch.x.device), device=batch.x.device)
         self.groups = list(_groups(batch))
         self.kept: dict[nn.Parameter, list[Tensor]] = {}
@@ -144,7 +144,7 @@ class _Books:
         if not self.rough:
             return product.squares(layer, a, g, n)
         found, cancelled = product.rough_squares(layer, a, g, n)
-        self.cancelled |= cancelled.any()
+        self.cancelled.append(cancelled)
         return found
 
     def _keep(self, parameter: nn.Parameter, gradients: list[Tensor], alone: bool) -> None:

@@ -15,10 +15,10 @@ from fedimaging.privacy.clipping.rules import Product, Rule, UnitGradients
 
 
 def _linear_gradients(layer: nn.Module, a: Tensor, g: Tensor, n: int, names: Collection[str]) -> UnitGradients:
-    g = g.reshape(n, -1, g.shape[-1])
+    g, a = g.reshape(n, -1, g.shape[-1]), a.reshape(n, -1, a.shape[-1])
     found = {}
     if "weight" in names:
-        found["weight"] = (g.mT @ a.reshape(n, -1, a.shape[-1])).view(1, n, -1)
+        found["weight"] = (g.mT @ a if g.shape[1] > 1 else g.mT * a).view(1, n, -1)
     if "bias" in names:
         found["bias"] = g.sum(1)[None]
     return found
