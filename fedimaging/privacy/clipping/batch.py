@@ -116,7 +116,7 @@ class UnitBatch:
 
 def unit_batch(x: Tensor, y: Tensor, unit_of_scan: Tensor, n_units: int) -> UnitBatch:
     """Check that rows, targets and units belong together. Raises PrivacyError where they do not."""
-    owners = unit_of_scan.detach().cpu().long().numpy()
+    owners = unit_of_scan.numpy(force=True).astype(np.int64, copy=False)
     if not len(x) == len(y) == len(owners):
         given = (len(x), len(y), len(owners))
         raise PrivacyError(bad_value("rows of x, y, unit_of_scan", given, "must be equal: one row is one scan"))

@@ -114,7 +114,7 @@ class _Books:
         product = use.rule.product if alone and "weight" in names else None
         if product is not None and product.prefers_gram(use.layer, use.a, g, self.units):
             for group, a_, g_ in self._pieces(use.a, g):
-                self.squares[group.units] += self._gram_squares(product, use.layer, a_, g_, len(group))
+                self.squares[group.units].add_(self._gram_squares(product, use.layer, a_, g_, len(group)))
             self.later.append((use.layer, product, use.a.detach(), g))  # with its graph, books would keep themselves
             names.remove("weight")
         if not names:
@@ -161,7 +161,7 @@ class _Books:
     def _keep_large(self, parameter: nn.Parameter, gradients: list[Tensor]) -> None:
         self.kept[parameter] = gradients
         for group, part in zip(self.groups, gradients, strict=True):
-            self.squares[group.units] += squared_norms(part).sum(0)
+            self.squares[group.units].add_(squared_norms(part).sum(0))
 
     def close(self) -> Tensor:
         """(U,) norms, once every use is in."""
@@ -170,7 +170,7 @@ class _Books:
         self.small = {parameter: self.small[parameter] for parameter in self.parameters if parameter in self.small}
         for index, group in enumerate(self.groups if self.small else []):
             self.rows.append(torch.cat([_in_order(parts[index]) for parts in self.small.values()], dim=1))
-            self.squares[group.units] += squared_norms(self.rows[-1])
+            self.squares[group.units].add_(squared_norms(self.rows[-1]))
         return self.squares.sqrt()
 
     @torch.no_grad()
