@@ -34,7 +34,8 @@ _SMALL = 1 << 17  # numbers of a parameter's unit gradients; fewer are not worth
 
 def sum_by_bookkeeping(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
     """The clipped sum from one forward and one backward pass. Memory: up to thrice a plain step's activations on a GPU; on a
-    CPU, where what a layer left is let go of as soon as it is entered, little above a plain step's.
+    CPU, where what a layer left is let go of as soon as it is entered, up to two fifths above a plain step's, and a unit gradient
+    for each unit where layers see many positions, as a transformer's do.
 
     Raises Unsupported for a model with a trainable parameter outside the layers of `layers.RULES` that not all scans meet
     alike, or used in a way that cannot be followed; this is checked against autograd's own graph at every step.
