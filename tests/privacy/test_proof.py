@@ -1,5 +1,7 @@
 """What engine `fused` proves before it follows a model: each case gave a wrong sum, or was refused, before it was."""
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -143,3 +145,123 @@ def test_a_recording_that_cannot_start_leaves_the_model_as_it_was() -> None:
         clipped_sum(model.double(), class_losses, *_batch(), 0.1, engine="fused")
     assert model[0].own is own
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+class Body(nn.Module):
+    """Between two linear layers stands `use`."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.use, self.head = nn.Linear(8, 8), use, nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.use(torch.tanh(self.first(x))).flatten(1))
+
+
+class SortedByLength(Body):
+    """As networks for sequences do; real scans end in padding, random ones do not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = torch.argsort((x != 0).any(1).sum(1), descending=True, stable=True)
+        return self.head(torch.tanh(self.first(x[order]))[torch.argsort(order)].flatten(1))
+
+
+class WithoutPadding(Body):
+    """Only the columns that are not padding meet the layer, all scans' in a row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = F.pad(x, (0, 0, 0, 4)).mT
+        filled = (columns != 0).any(2)
+        found = x.new_zeros(*columns.shape[:2], 8)
+        found[filled] = torch.tanh(self.first(columns[filled]))
+        return self.head(found.mean(1).repeat(1, 4))
+
+
+class Masked(nn.Conv1d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight.tril(), bias)
+
+
+def _hooked() -> nn.Module:
+    model = Body(nn.Identity())
+    model.first.weight.register_hook(lambda g: 2 * g)
+    return model
+
+
+@pytest.mark.parametrize("model", [
+    SortedByLength(nn.Identity()), WithoutPadding(nn.Identity()), Body(lambda z: z + z.roll(2, 0)),
+    Body(lambda z: z - z.detach().mean(0)), nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.Flatten(), nn.Linear(32, 3)),
+    nn.Sequential(nn.Conv1d(4, 4, 1).requires_grad_(False), nn.BatchNorm1d(4, affine=False), nn.Flatten(), nn.Linear(32, 3)),
+    nn.Sequential(Masked(4, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)), _hooked(),
+], ids=["sorted", "packed", "rolled", "detached", "batch norm", "frozen", "own convolution", "hook on a parameter"])
+def test_what_mixes_scans_or_computes_otherwise_is_refused(model: nn.Module) -> None:
+    with pytest.raises(Unsupported):
+        _difference(model.double())
+
+
+@pytest.mark.parametrize("engine", ["fused", "opacus"])
+def test_a_loss_that_looks_at_other_targets_is_refused(engine: str) -> None:
+    def losses(outputs: Tensor, y: Tensor) -> Tensor:
+        return class_losses(outputs, y) * torch.bincount(y, minlength=3)[y]
+
+    with pytest.raises(Unsupported, match="mixes"):
+        clipped_sum(_ready(Body(nn.Identity())), losses, *_batch(), 0.1, engine=engine)
+
+
+def test_complex_layers_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 8, dtype=torch.complex128), nn.Flatten())
+
+    def losses(outputs: Tensor, y: Tensor) -> Tensor:
+        return outputs.abs().mean(1)
+
+    x, *rest = _batch()
+    with pytest.raises(Unsupported):
+        clipped_sum(model, losses, torch.complex(x, x.flip(-1)), *rest, 0.1, engine="fused")
+
+
+def test_a_layer_that_was_exchanged_is_looked_at_again() -> None:
+    class Mixing(nn.Tanh):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + x.mean(0))
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)).double()
+    assert _difference(model) < 1e-12
+    model[1] = Mixing()
+    with pytest.raises(Unsupported):
+        _difference(model)
+
+
+def test_what_a_model_remembers_is_not_of_the_proofs_numbers() -> None:
+    class Remembering(Body):
+        scale: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.scale is None:
+                self.scale = self.frozen.exp().detach()
+            return super().forward(x * self.scale)
+
+    model = Remembering(nn.Identity())
+    model.frozen = nn.Parameter(torch.zeros(8), requires_grad=False)
+    assert _difference(model.double()) < 1e-12
+    assert torch.equal(model.scale, torch.ones(8, dtype=torch.float64))
+
+
+def test_a_model_whose_loss_belongs_to_it_is_not_kept() -> None:
+    class Judging(Body):
+        def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+            return class_losses(outputs, y)
+
+    model = Judging(nn.Identity()).double()
+    clipped_sum(model, model.losses, *_batch(), 0.1, engine="fused")
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("engine", ["vmap", "fused"])
+def test_scans_of_whole_numbers_have_their_weight(engine: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Embedding(5, 4), nn.Flatten(), nn.Linear(128, 3)).double()
+    x = torch.randint(0, 5, (6, 4, 8))
+    sums = [flat(clipped_sum(model, class_losses, x, *_batch()[1:], 0.1, engine=name).sum) for name in (engine, "loop")]
+    assert float((sums[0] - sums[1]).norm() / sums[1].norm()) < 1e-12

@@ -83,12 +83,11 @@ class UnitBatch:
         counts = self.counts.numpy()
         return int(counts[0]) if len(counts) and (counts == counts[0]).all() else None
 
-    @property
-    def weights(self) -> Tensor:
+    def weights_like(self, values: Tensor) -> Tensor:
         """(S,) one over the number of scans of the scan's unit: a unit's loss is the mean of its scans' losses."""
         if self.even is not None:
-            return self.x.new_full((len(self.x),), 1.0 / self.even)
-        return torch.repeat_interleave(1.0 / self.counts.double(), self.counts).to(self.x)
+            return values.new_full((len(self.x),), 1.0 / self.even)
+        return torch.repeat_interleave(1.0 / self.counts.double(), self.counts).to(values)
 
     def spread(self, values: Tensor) -> Tensor:
         """A value of each unit (U,), on the scans' device -> of each scan (S,)."""

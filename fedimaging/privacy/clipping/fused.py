@@ -8,6 +8,7 @@ kept, or from Gram matrices, and then its clipped sum is one more weight gradien
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -40,7 +41,7 @@ def sum_by_bookkeeping(model: nn.Module, losses: Losses, batch: UnitBatch, clip_
     Raises Unsupported for a model with a trainable parameter outside the layers of `layers.RULES` that not all scans meet
     alike, or used in a way that cannot be followed; this is checked against autograd's own graph at every step.
     """
-    prove_once("fused", lambda: prove_rows_are_scans(model, losses, batch, _unclipped_sum), model, losses, batch)
+    prove_once("fused", partial(prove_rows_are_scans, summed=_unclipped_sum), model, losses, batch)
     if batch.x.is_cuda:
         replayed = sum_by_replay(rough_sum, model, losses, batch, clip_norm)
         if replayed is not None:
@@ -216,7 +217,7 @@ def _read(model: nn.Module, losses: Losses, batch: UnitBatch, *, rough: bool = F
     """One forward, one backward pass, and every layer's entry. `batch` is sorted by scans per unit."""
     with recording(model, len(batch.x)) as tape:
         values = scan_losses(losses, model(batch.x), batch.y)
-        total = values.sum() if batch.even == 1 else (values * batch.weights).sum()
+        total = values.sum() if batch.even == 1 else (values * batch.weights_like(values)).sum()
     books = _Books(tape.parameters, batch, rough)
     tape.sweep(total, books)
     return books

@@ -1,6 +1,7 @@
 """The layers whose unit gradients are known, each with its rule. Legend as in `rules`."""
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -103,7 +104,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.PReLU: Rule(nn.PReLU.forward, recorded=_recorded_prelu),
     nn.Embedding: Rule(nn.Embedding.forward, _embedding_gradients, refuse=_refuse_embedding),
 }  # fmt: skip
-"""Every kind of layer whose unit gradients are known in closed form; a subclass counts if it keeps `forward`."""
+"""Every kind of layer whose unit gradients are known in closed form; a subclass that keeps `forward` is tried first."""
 
 
 SPREAD = Rule(nn.Module.forward, tried=True)
@@ -117,7 +118,8 @@ def rule_for(layer: nn.Module) -> Rule | None:
         return None
     for kind, rule in RULES.items():
         if isinstance(layer, kind):
-            return rule if type(layer).forward is rule.forward and rule.refuse(layer) is None else None
+            known = type(layer).forward is rule.forward and rule.refuse(layer) is None
+            return (rule if type(layer) is kind else replace(rule, tried=True)) if known else None
     own = [parameter for parameter in layer._parameters.values() if parameter is not None and parameter.requires_grad]
     spread = all(parameter.shape[:1] == (1,) for parameter in own)
     return window_attention_rule(layer) or (SPREAD if spread else None)

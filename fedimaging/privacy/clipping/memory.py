@@ -11,20 +11,20 @@ from fedimaging.privacy.clipping.batch import Losses, UnitBatch, modules_of, tra
 ProofKey = tuple[str, Losses, torch.Size, torch.dtype, torch.device]
 
 _activation_bytes: dict[ProofKey, int] = {}
-_structures: WeakKeyDictionary[nn.Module, tuple[tuple[bool, ...], str]] = WeakKeyDictionary()  # seen in every step
+_structures: WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], str]] = WeakKeyDictionary()  # seen in every step
 
 
 def structure(model: nn.Module) -> str:
     """A name (hex) for what the model computes, but not for its values: module types, modes, shapes, what is trainable."""
     modules = modules_of(model)
-    training = tuple(p.requires_grad for module in modules for p in module._parameters.values() if p is not None)
-    training += tuple(module.training for module in modules)
+    facts: tuple[object, ...] = tuple(p.requires_grad for m in modules for p in m._parameters.values() if p is not None)
+    facts += tuple(module.training for module in modules) + tuple(map(type, modules))
     known = _structures.get(model)
-    if known is None or known[0] != training:
+    if known is None or known[0] != facts:
         named = model.named_modules()
-        parts = [f"{name} {type(module).__name__} {module.training} {module.extra_repr()}" for name, module in named]
+        parts = [f"{name} {type(module)} {module.training} {module.extra_repr()}" for name, module in named]
         parts += [f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}" for name, p in model.named_parameters()]
-        known = (training, hashlib.sha256("\n".join(parts).encode()).hexdigest())
+        known = (facts, hashlib.sha256("\n".join(parts).encode()).hexdigest())
         _structures[model] = known
     return known[1]
 

@@ -3,7 +3,6 @@
 Ghost clipping is not offered: its norms are per scan, and a patient's scans must be added before the norm is taken.
 """
 
-import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from fedimaging.privacy.clipping.batch import (
     trainable,
     zero_sum,
 )
-from fedimaging.privacy.clipping.proof import prove_once, two_scans
+from fedimaging.privacy.clipping.proof import prove_once
 
 
 def sum_by_opacus(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm: float) -> ClippedSum:
@@ -32,7 +31,7 @@ def sum_by_opacus(model: nn.Module, losses: Losses, batch: UnitBatch, clip_norm:
     without a gradient), or where they give another number of rows than there are scans.
     """
     with _in_training(model):
-        prove_once("opacus", lambda: _prove_independence(model, losses, batch), model, losses, batch)
+        prove_once("opacus", _prove_hooks_fit, model, losses, batch)
         gradients = _unit_gradients(model, losses, batch)
     norms = norms_of(gradients)
     keep = torch.isfinite(norms)
@@ -68,7 +67,8 @@ def _unit_gradients(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")  # the images need no gradient
-            (scan_losses(losses, hooked(batch.x), batch.y) * batch.weights).sum().backward()
+            values = scan_losses(losses, hooked(batch.x), batch.y)
+            (values * batch.weights_like(values)).sum().backward()
         return [_by_unit(parameter, unit_of_scan, len(batch)) for parameter in trainable(model)]
     except (RuntimeError, ValueError, AttributeError, IndexError, TypeError) as error:
         raise Unsupported(f"engine 'opacus' cannot follow this model ({error}); take engine 'loop'.") from error
@@ -80,24 +80,12 @@ def _unit_gradients(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[
             parameter.grad = gradient
 
 
-def _prove_independence(model: nn.Module, losses: Losses, batch: UnitBatch) -> None:
-    """The loss of one scan must not depend on another scan; Opacus itself accepts several kinds of BatchNorm."""
-    x, y = two_scans(batch)
-    x.requires_grad_()
-    values = scan_losses(losses, model(x), y)
-    for scan in (0, 1):
-        (reach,) = torch.autograd.grad(values[scan], x, retain_graph=True)
-        if bool(reach[1 - scan].any()):
-            raise Unsupported("the model or the loss mixes scans; take engine 'loop'.")
-    _prove_hooks_fit(model)
-
-
-def _prove_hooks_fit(model: nn.Module) -> None:
-    """Hang the hooks on a copy first: where Opacus refuses half-way, it leaves hooks behind that nobody can take off."""
+def _prove_hooks_fit(model: nn.Module, losses: Losses, x: Tensor, y: Tensor) -> None:
+    """Hang the hooks on this copy first: where Opacus refuses half-way, it leaves hooks behind that nobody can take off."""
     from opacus import GradSampleModule
 
     try:
-        GradSampleModule(copy.deepcopy(model), loss_reduction="sum", strict=False)
+        GradSampleModule(model, loss_reduction="sum", strict=False)
     except (NotImplementedError, ValueError) as error:
         raise Unsupported(f"engine 'opacus' refuses this model ({error}); take engine 'loop'.") from error
 

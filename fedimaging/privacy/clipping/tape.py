@@ -128,7 +128,7 @@ def known_layers(model: nn.Module) -> dict[nn.Module, tuple[Rule, dict[str, nn.P
         if not own:
             continue
         rule = rule_for(layer)
-        if rule is None:
+        if rule is None or any(p.is_complex() or p._backward_hooks for p in own.values()):
             name = next(name for name, module in model.named_modules() if module is layer)
             raise Unsupported(
                 f"layer {name or 'model'!r} ({type(layer).__name__}) trains parameters in a way that engine 'fused' "

@@ -9,6 +9,7 @@ from fedimaging.privacy.clipping.batch import (
     Losses,
     UnitBatch,
     clip_factors,
+    norm_type,
     norms_of,
     scan_losses,
     trainable,
@@ -50,7 +51,8 @@ def _unit_gradients(model: nn.Module, losses: Losses, batch: UnitBatch) -> list[
 
     def unit_loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         outputs = functional_call(model, {**parameters, **fixed}, (x,))
-        return (scan_losses(losses, outputs, y) * weights).sum()
+        values = scan_losses(losses, outputs, y)
+        return (values * weights.to(values.dtype)).sum()
 
     found = vmap(grad(unit_loss), in_dims=(None, 0, 0, 0), randomness="different")(train, *_by_unit(batch))
     return [found[name] for name in train]
@@ -60,7 +62,8 @@ def _by_unit(batch: UnitBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Scans (U, K, ...), targets (U, K, ...), weights (U, K)."""
     if batch.even is not None:
         shape = (len(batch), batch.even)
-        return batch.x.unflatten(0, shape), batch.y.unflatten(0, shape), batch.weights.view(shape)
+        weights = torch.full(shape, 1.0 / batch.even, device=batch.x.device, dtype=norm_type(batch.x.device))
+        return batch.x.unflatten(0, shape), batch.y.unflatten(0, shape), weights
     rows, weights = _padded(batch)
     return batch.x[rows], batch.y[rows], weights
 
@@ -74,7 +77,7 @@ def _padded(batch: UnitBatch) -> tuple[Tensor, Tensor]:
     real = place < batch.counts[:, None]
     rows = starts[:, None] + torch.where(real, place, 0)
     weights = torch.where(real, 1.0 / batch.counts[:, None].double(), 0.0)
-    return rows.to(batch.x.device), weights.to(batch.x)
+    return rows.to(batch.x.device), weights.to(batch.x.device, norm_type(batch.x.device))
 
 
 def _weighted(gradients: Tensor, factors: Tensor, keep: Tensor) -> Tensor:
