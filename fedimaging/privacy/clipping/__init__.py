@@ -39,9 +39,10 @@ def clipped_sum(
     they were.
 
     Guarantees: see `ClippedSum`. They need a model whose output for one scan does not depend on another scan, which
-    `models.dp_safe` provides, and, but for `loop` and `vmap`, in which the order of rows does not depend on the scans' values;
-    those engines prove it where scans of random numbers can show it (`proof.py`). Raises PrivacyError for rows that do not fit together, losses that are not one per
-    scan, an unknown engine, and (`Unsupported`) a model that the chosen engine cannot treat exactly.
+    `models.dp_safe` provides, and, for `fused` and `opacus`, in which the order of rows does not depend on the scans' values;
+    these two engines prove it, where scans of random numbers can show it (`proof.py`). Raises PrivacyError for rows that do
+    not fit together, losses that are not one per scan, an unknown engine, and (`Unsupported`) a model that the chosen engine
+    cannot treat exactly.
     """
     if engine not in ENGINES:
         raise PrivacyError(unknown_name("privacy.engine", engine, ENGINES))
