@@ -56,3 +56,16 @@ def _smooth(model: nn.Module) -> None:
         if isinstance(layer, nn.ReLU | nn.PReLU | nn.LeakyReLU):
             setattr(model, name, nn.SiLU())
         _smooth(layer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0", "vit", "swin_unetr"])
+def test_networks_of_full_width_are_followed(name: str) -> None:
+    """In float32, whose rounding a proof must not take for a mistake."""
+    model = build_model(ModelSpec(name=name), in_channels=1, out_channels=3, image_size=(64, 64), seed=0)
+    x, y, unit_of_scan = scans([1, 2], 64, 64, dtype=torch.float32)
+    y = y if name in CLASSIFIERS else torch.randint(0, 3, (3, 64, 64), generator=torch.Generator().manual_seed(2))
+    losses = class_losses if name in CLASSIFIERS else mask_losses
+    given = (model, losses, x[:, :1], y, unit_of_scan, 2, 0.1)
+    sums = [flat(clipped_sum(*given, engine=engine).sum) for engine in ("fused", "loop")]
+    assert float((sums[0] - sums[1]).norm() / sums[1].norm()) < 1e-2

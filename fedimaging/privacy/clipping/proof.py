@@ -25,7 +25,7 @@ Proof = Callable[[nn.Module, Losses, Tensor, Tensor], None]
 UnclippedSum = Callable[[nn.Module, Losses, UnitBatch], list[Tensor]]
 
 _SCANS = 3
-_AGREEMENT = 1e-3  # relative; far above rounding, far below a wrong gradient
+_AGREEMENT = 1e-2  # relative; float32 rounding reaches 2e-3 behind many kinks and small groups, a wrong gradient tenths
 _NEGLIGIBLE = 1e-3  # of all parameters' gradient: below it, a parameter's own may be rounding alone
 _MOST_KEPT = 64  # proofs of a model, should somebody make a new loss for every step
 _NOT_SPREAD = "a trainable parameter outside the known layers does not meet all scans alike; take engine 'loop' or 'vmap'."
