@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -257,6 +258,18 @@ def test_a_model_whose_loss_belongs_to_it_is_not_kept() -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_a_loss_that_cannot_be_told_from_others_is_refused() -> None:
+    @dataclass  # with an __eq__ of its own, and so no hash
+    class Loss:
+        scale: float = 1.0
+
+        def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+            return self.scale * class_losses(outputs, y)
+
+    with pytest.raises(Unsupported, match="told from others"):
+        clipped_sum(_ready(Body(nn.Identity())), Loss(), *_batch(), 0.1, engine="fused")
 
 
 @pytest.mark.parametrize("engine", ["vmap", "fused"])

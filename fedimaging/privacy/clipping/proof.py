@@ -36,8 +36,7 @@ _proven: WeakKeyDictionary[nn.Module, set[Hashable]] = WeakKeyDictionary()
 def prove_once(kind: str, proof: Proof, model: nn.Module, losses: Losses, batch: UnitBatch) -> None:
     """Run a proof, after one that scans do not enter each other's losses, unless it was run for this model and all else that
     it holds for. The model and PyTorch's random generators are left as they were. Raises Unsupported where a proof fails."""
-    loss = WeakMethod(losses) if isinstance(losses, MethodType) else ref(losses)  # a loss may hold the model
-    key = kind, structure(model), loss, batch.x.shape[1:], batch.x.dtype, batch.x.device
+    key = kind, structure(model), _weak(losses), batch.x.shape[1:], batch.x.dtype, batch.x.device
     known = _proven.setdefault(model, set())
     if key in known:
         return
@@ -56,6 +55,16 @@ def prove_once(kind: str, proof: Proof, model: nn.Module, losses: Losses, batch:
     known.add(key)
 
 
+def _weak(losses: Losses) -> Hashable:
+    """A loss by a reference that does not keep it: it may hold the model."""
+    try:
+        loss = WeakMethod(losses) if isinstance(losses, MethodType) else ref(losses)
+        hash(loss)
+    except TypeError as error:
+        raise Unsupported(f"a loss is not told from others ({error}); take engine 'loop'.") from error
+    return loss
+
+
 def _with_random_parameters(model: nn.Module) -> nn.Module:
     """A copy with random numbers of an ordinary start's size on top of each parameter."""
     found = copy.deepcopy(model)
@@ -70,8 +79,8 @@ def _with_random_parameters(model: nn.Module) -> nn.Module:
 
 
 def _random_scans(batch: UnitBatch, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Three scans of random numbers in the batch's shape, the second and the third ever more empty at their ends; with targets of
-    the batch. Where scans are whole numbers, they are the batch's own."""
+    """Three scans of random numbers in the batch's shape, of which two end in zeros, for a quarter and a half of each line, in an
+    order that the seed changes; with targets of the batch. Where scans are whole numbers, they are the batch's own."""
     rows = (torch.arange(_SCANS) + seed) % len(batch.x)
     x, y = batch.x[rows], batch.y[rows]
     if x.is_floating_point():

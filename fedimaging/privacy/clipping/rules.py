@@ -18,8 +18,8 @@ from fedimaging.privacy.clipping.batch import norm_type
 
 _BLOCK = 1 << 20  # numbers laid out at a time: stays near the cache and in memory that the allocator hands out again
 _GPU_BLOCK = 1 << 28  # a GPU wants few large calls
-_KEPT = {False: 50, True: 25}  # multiplications that a number of the product is worth, beside its own, until it is summed;
-# True: of a pointwise layer or a linear one, for whose product nothing is laid out anew
+_KEPT = 50  # multiplications that a number of the product is worth, beside its own, until it is summed
+_KEPT_AS_IT_LIES = 25  # the same of a pointwise or a linear layer, for whose product nothing is laid out anew
 _GRAM_CALLS = 6e6  # multiplications that would take as long as the calls for two Gram matrices and one more gradient
 _FEW_WEIGHTS = 1 << 12  # their product is so small that Gram matrices never pay
 _CANCELLED = 1e-2  # below this share of its terms' absolute sum, a float32 Gram norm is computed again in float64
@@ -78,8 +78,8 @@ class Product:
         weight = cast(Tensor, layer.weight)
         if weight.numel() <= _FEW_WEIGHTS:
             return False
-        as_it_lies = weight[0].numel() == weight.shape[1]
-        return self.gram_cost(layer, a, g, n) + _GRAM_CALLS / n < _KEPT[as_it_lies] * weight.numel()
+        kept = _KEPT_AS_IT_LIES if weight[0].numel() == weight.shape[1] else _KEPT
+        return self.gram_cost(layer, a, g, n) + _GRAM_CALLS / n < kept * weight.numel()
 
     def squares(self, layer: nn.Module, a: Tensor, g: Tensor, n: int) -> Tensor:
         """(U,) squared norms, in `norm_type`, without forming the product.
