@@ -121,7 +121,8 @@ def _check(use: Use, g: Tensor) -> None:
 
 
 def known_layers(model: nn.Module) -> dict[nn.Module, tuple[Rule, dict[str, nn.Parameter]]]:
-    """Every layer that owns trainable parameters, with its rule and these. Raises Unsupported where there is no rule."""
+    """Every layer that owns trainable parameters, with its rule and these. Raises Unsupported where there is no rule, and for
+    parameters that are complex or have a hook, which rules do not know of."""
     found = {}
     for layer in modules_of(model):
         own = {key: p for key, p in layer._parameters.items() if p is not None and p.requires_grad}
