@@ -37,6 +37,16 @@ def _discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_cut_short(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers left behind: of the file `name` in this folder, or of every file here and below.
+
+    For the one who holds the folder's lock, so that no writer of these is alive.
+    """
+    for left in list(folder.glob(f".{name}.*.part") if name else folder.rglob(".*.part")):
+        if left.name.split(".")[-2].isdigit():  # the writer's number; other programs' files stay
+            _discard(left)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text by rename."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -22,7 +22,7 @@ import yaml
 
 from fedimaging.errors import RunError, StudyError
 from fedimaging.federated.rounds import ServerState
-from fedimaging.files import append_line, disk_fault, write_text, write_whole
+from fedimaging.files import append_line, disk_fault, remove_cut_short, write_text, write_whole
 from fedimaging.results import RoundResult
 from fedimaging.study.load import load
 from fedimaging.study.schema import Study
@@ -161,6 +161,7 @@ class RunDir:
     def _check_study(self, study: Study, *, resume: bool) -> None:
         path = self.path / "study.yaml"
         if not path.exists():
+            remove_cut_short(self.path, path.name)  # killed while it wrote its first file: a new run, not somebody's folder
             others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
             if others:
                 raise RunError(
@@ -176,7 +177,8 @@ class RunDir:
         if not resume:
             state = "a finished run" if self.finished else "an unfinished run"
             raise RunError(f"run folder {str(self.path)!r} holds {state} of this study; add --resume, or choose another --out.")
-
+        if not self.finished:
+            remove_cut_short(self.path)
 
     @staticmethod
     def _fingerprint_in(path: Path) -> str:

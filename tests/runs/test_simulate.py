@@ -179,6 +179,19 @@ def test_what_cannot_work_is_one_clear_error(
     assert not (tmp_path / "run" / "report.json").exists()
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_killed_while_it_wrote_its_first_file_begins_anew(
+    resume: bool, tiny_study: MakeStudy, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".lock", ".study.yaml.4458.part"):
+        (run / name).write_text("name: q")
+    _run(tiny_study("privacy=null"), run, resume=resume)
+    assert (run / "report.json").exists()
+    assert not list(run.rglob(".*.part"))
+
+
 def test_folders_of_others_are_left_alone(tiny_study: MakeStudy, tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("x")

@@ -50,6 +50,14 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
         _take(folder, planned())
 
 
+def test_a_sweep_that_was_killed_while_it_wrote_its_first_file_begins_anew(tmp_path: Path) -> None:
+    folder = SweepDir(tmp_path / "sweep")
+    folder.path.mkdir()
+    (folder.path / ".sweep.json.4458.part").write_text("{")
+    _take(folder, planned())
+    assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "sweep.json"]
+
+
 def test_two_sweeps_may_not_work_in_one_folder(tmp_path: Path) -> None:
     folder, runs = SweepDir(tmp_path / "sweep"), planned()
     with folder.held(runs, baselines=True):
