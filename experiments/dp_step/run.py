@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import gc
+import itertools
 import json
 import math
 import platform
@@ -72,7 +73,8 @@ def step_of(mode: str, case: str, device: str) -> Callable[[], object]:
     units, count = torch.arange(len(x), device=device), len(x)
     plan = DpPlan("patient", 10 * count, 0.1, 1.0, 1.0, 1e-5, 1, 1, engine=mode)
     noise = SimulatedNoise(0, "hospital_01", 1)
-    return lambda: private_gradient(model, _losses, x, y, units, count, plan, noise, 0)
+    number = itertools.count()  # as in training: no step's noise is used twice
+    return lambda: private_gradient(model, _losses, x, y, units, count, plan, noise, next(number))
 
 
 def _captured(step: Callable[[], object]) -> Callable[[], object]:

@@ -17,6 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
@@ -29,6 +30,8 @@ from fedimaging.privacy import key_stream
 from fedimaging.privacy.units import poisson_inclusion
 
 _CHUNK = 1 << 17  # numbers per key: their bits fit the cache, and the chunks can be filled side by side
+_FEW = 1 << 12  # numbers of a step; below, calls cost more than numbers, and those of several steps are made at once
+_AHEAD = 8  # so many steps
 _DRAWS = 4  # Gaussians summed for one number of secure noise
 _MANTISSA = 0x000F_FFFF_FFFF_FFFF
 _EXPONENT_OF_ONE = 0x3FF0_0000_0000_0000
@@ -58,6 +61,7 @@ class SimulatedNoise:
 
     def __init__(self, seed: int, site: str, round: int) -> None:
         self._origin = f"fedimaging noise 2\n{seed}\n{site}\n{round}"
+        self._ahead = 0, torch.empty(0, 0)  # a step, and the normals of it and those after it (steps, numbers)
 
     def inclusion(self, step: int, n_units: int, sample_rate: float) -> np.ndarray:
         """See `NoiseSource.inclusion`."""
@@ -70,7 +74,21 @@ class SimulatedNoise:
     def add_gaussian(self, tensors: Sequence[Tensor], std: float, step: int, *, over: float = 1.0) -> None:
         """See `NoiseSource.add_gaussian`. The same bits for any number of threads and on every device, whose logarithms and
         cosines may differ in the last digit."""
-        _add(tensors, std, lambda chunk: self._key(step, f"gaussian {chunk}"), _SIMULATED, over)
+        _add(tensors, std, partial(self._gaussian_key, step), _SIMULATED, over, partial(self._few, step))
+
+    def _few(self, step: int, count: int) -> Tensor:
+        """(count,) normals of a step, from one pass for it and the next ones. What is kept follows from the key like any other
+        number here; secure noise is never made ahead."""
+        first, normals = self._ahead
+        if not first <= step < first + len(normals) or normals.shape[1] != count:
+            words = torch.empty(_AHEAD, 1, 2, count // 2, dtype=_SIMULATED.words)
+            for place, row in enumerate(words):
+                key_stream.fill(self._gaussian_key(step + place, 0), row)
+            first, normals = self._ahead = step, _SIMULATED.normals(words)
+        return normals[step - first]
+
+    def _gaussian_key(self, step: int, chunk: int) -> bytes:
+        return self._key(step, f"gaussian {chunk}")
 
     def _key(self, step: int, purpose: str) -> bytes:
         return hashlib.sha256(f"{self._origin}\n{step}\n{purpose}".encode()).digest()
@@ -110,10 +128,12 @@ class _Method:
 
 
 def _add(
-    tensors: Sequence[Tensor], std: float, key_of: Callable[[int], bytes], method: _Method, over: float
+    tensors: Sequence[Tensor], std: float, key_of: Callable[[int], bytes], method: _Method, over: float,
+    few: Callable[[int], Tensor] | None = None,
 ) -> None:
     """Add std times standard normals to all numbers laid end to end, of which chunk i comes from the key `key_of(i)`, and divide
-    by `over`. Product and sum are formed in the method's precision, or the tensors' own type if that is wider, then rounded."""
+    by `over`. On a CPU, up to _FEW numbers come from `few(count)`, count being even, where that is given. Product and sum are
+    formed in the method's precision, or the tensors' own type if that is wider, then rounded."""
     if not (math.isfinite(std) and std >= 0):
         raise PrivacyError(bad_value("std of the noise", std, "must be a finite number, 0 or above"))
     sizes = [tensor.numel() for tensor in tensors]
@@ -125,7 +145,8 @@ def _add(
     normals = _on_cuda(chunks, device, key_of, method) if device.type == "cuda" else None
     with torch.no_grad():
         if normals is None:
-            _add_on_cpu(tensors, std, chunks, key_of, method, over)
+            made = few(chunks[0]) if few and count <= _FEW else None
+            _add_on_cpu(tensors, std, chunks, key_of, method, over, made)
         else:
             pieces = normals[:count].split(sizes)
             torch._foreach_add_(list(tensors), [p.view(t.shape) for p, t in zip(pieces, tensors, strict=True)], alpha=std)
@@ -133,18 +154,18 @@ def _add(
 
 
 def _add_on_cpu(
-    tensors: Sequence[Tensor], std: float, chunks: list[int], key_of: Callable[[int], bytes], method: _Method, over: float
+    tensors: Sequence[Tensor], std: float, chunks: list[int], key_of: Callable[[int], bytes], method: _Method, over: float,
+    made: Tensor | None,
 ) -> None:
-    """Chunk by chunk, added and divided while it lies in the cache. Apple's MPS, which has no float64, is served here too."""
+    """Chunk by chunk, added and divided while it lies in the cache; `made`: the normals of the only chunk, where they are there
+    already. Apple's MPS, which has no float64, is served here too."""
     tensors = _runs(tensors)
     sizes = [tensor.numel() for tensor in tensors]
     flats = [_flat_on_cpu(tensor) for tensor in tensors]
     ends = list(accumulate(sizes))
 
     def make(chunk: int) -> None:
-        words = torch.empty(method.draws, 2, chunks[chunk] // 2, dtype=method.words)
-        key_stream.fill(key_of(chunk), words)
-        normals, first = method.normals(words), chunk * _CHUNK
+        normals, first = _normals(key_of(chunk), chunks[chunk], method) if made is None else made, chunk * _CHUNK
         last = min(first + len(normals), ends[-1])
         for place in range(bisect_right(ends, first), bisect_left(ends, last) + 1):
             begin = ends[place] - sizes[place]
@@ -157,6 +178,12 @@ def _add_on_cpu(
     for tensor, flat in zip(tensors, flats, strict=True):
         if tensor.data_ptr() != flat.data_ptr():
             tensor.copy_(flat.view(tensor.shape))
+
+
+def _normals(key: bytes, count: int, method: _Method) -> Tensor:
+    words = torch.empty(method.draws, 2, count // 2, dtype=method.words)
+    key_stream.fill(key, words)
+    return method.normals(words)
 
 
 def _runs(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -244,21 +271,22 @@ def _simulated_normals(words: Tensor) -> Tensor:
 
 
 def _simulated_on_cpu(words: Tensor) -> Tensor:
-    """(1, 2, H) -> (2 H,) by NumPy, which takes half of PyTorch's time for these functions. Uses the words up."""
-    lows, highs = words[0].numpy()
-    radius, out = np.empty(len(lows), dtype=np.float32), np.empty((2, len(lows)), dtype=np.float32)
+    """(..., 1, 2, H) -> (..., 2 H) by NumPy, which takes half of PyTorch's time for these functions. Uses the words up."""
+    bits = words[..., 0, :, :].numpy()
+    lows, highs = bits[..., 0, :], bits[..., 1, :]
+    radius, out = np.empty(lows.shape, dtype=np.float32), np.empty(bits.shape, dtype=np.float32)
     np.bitwise_and(lows, np.int32(0x7FFF_FFFF), out=lows)
     np.add(lows, np.float32(0.5), out=radius, dtype=np.float32, casting="same_kind")
     radius *= np.float32(2.0**-31)
     np.log(radius, out=radius)
     radius *= np.float32(-2.0)
     torch.from_numpy(radius).sqrt_()
-    cosine, sine = out
+    cosine, sine = out[..., 0, :], out[..., 1, :]
     np.multiply(highs, np.float32(math.pi * 2.0**-31), out=sine, dtype=np.float32, casting="same_kind")
     np.cos(sine, out=cosine)
     np.sin(sine, out=sine)
-    out *= radius
-    return torch.from_numpy(out.reshape(-1))
+    out *= radius[..., None, :]
+    return torch.from_numpy(out).flatten(-2)
 
 
 def _log(x: Tensor) -> Tensor:
