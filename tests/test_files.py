@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and what is left where their writer was killed."""
 
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,16 @@ import pytest
 from fedimaging.errors import RunError
 from fedimaging.files import append_line, remove_cut_short, write_text, write_whole
 
+_KILLED = """
+import os, sys
+from pathlib import Path
+from fedimaging.files import write_whole
+write_whole(Path(sys.argv[1]), lambda temporary: (temporary.write_text("half of"), os._exit(9)))
+"""
+
 
 def _killed_while_writing(path: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        write_whole(path, lambda temporary: (temporary.write_text("half of"), os._exit(9)))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert subprocess.run([sys.executable, "-c", _KILLED, str(path)], check=False).returncode == 9
 
 
 def _names(folder: Path) -> list[str]:

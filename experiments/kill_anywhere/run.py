@@ -72,17 +72,17 @@ class Broken(Exception):
 class Federation:
     """One run folder with the trace beside it."""
 
-    def __init__(self, folder: Path, study: Path, workers: int) -> None:
+    def __init__(self, folder: Path, study: Path, workers: int, *more: str) -> None:
         self.folder, self.trace, self.errors = folder, folder.with_suffix(".trace"), folder.with_suffix(".errors")
         self.command = [
             sys.executable, str(HERE / "traced.py"), "simulate", str(study), "--out", str(folder), "--resume",
-            "--workers", str(workers), "--no-report", "-q",
+            "--workers", str(workers), "-q", *(more or ("--no-report",)),
         ]  # fmt: skip
         self.trace.touch()
 
-    def start(self) -> "subprocess.Popen[bytes]":
-        """A new life of the same run."""
-        environment = os.environ | {"KILL_ANYWHERE_TRACE": str(self.trace)}
+    def start(self, **settings: str) -> "subprocess.Popen[bytes]":
+        """A new life of the same run, with further settings of `traced.py`."""
+        environment = os.environ | {"KILL_ANYWHERE_TRACE": str(self.trace)} | settings
         with self.errors.open("w") as errors:
             return subprocess.Popen(self.command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
 
