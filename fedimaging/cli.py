@@ -92,8 +92,9 @@ def simulate(
     def work() -> None:
         import json
 
+        from fedimaging.runs.assemble import headline
         from fedimaging.runs.live import LiveView
-        from fedimaging.runs.simulate import headline, simulate
+        from fedimaging.runs.simulate import simulate
 
         with LiveView(resolved.federation.rounds, quiet=quiet) as view:
             path = simulate(resolved, folder, options, view)

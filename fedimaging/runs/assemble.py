@@ -210,3 +210,13 @@ def _privacy(study: Study, facts: Mapping[str, Any]) -> dict[str, Any] | None:
         "not_protected": not_protected,
         "engine": {"name": facts["engine"], "reason": facts["engine_reason"]},
     }
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """One line for the terminal: the primary metric with its interval, and the largest epsilon spent."""
+    metric = report["task"]["primary_metric"]
+    row = report["test"].get(metric) or {}
+    value, low, high = ("?" if row.get(key) is None else f"{row[key]:.3f}" for key in ("value", "low", "high"))
+    spent = [site["privacy"]["epsilon"] for site in report["sites"].values() if site.get("privacy")]
+    privacy = f"largest ε spent {max(spent):.2f}" if spent else "no differential privacy"
+    return f"test {metric} {value} ({low} to {high}); {privacy}; {report['seconds']['total']:.0f} s"

@@ -55,6 +55,12 @@ def write_page(run: Path) -> Path:
     return run / "report.html"
 
 
+def complete_page(run: Path) -> None:
+    """Write the page of a finished run that was killed before it had one. Errors of `write_page`."""
+    if not (run / "report.html").exists():
+        write_page(run)
+
+
 def _head(report: Mapping[str, Any]) -> dict[str, Any]:
     """Sentence, notes, cards, hospitals, privacy."""
     facts = report_view.facts_of(report)

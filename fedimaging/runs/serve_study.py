@@ -55,7 +55,10 @@ def run_study(
     run = RunDir(folder.path / "runs" / f"{study.name}-{study.fingerprint[:8]}")
     with run.held(study, resume=resume):
         if resume and run.finished:
+            from fedimaging.runs.report import complete_page
+
             view.say(f"the run in {str(run.path)!r} is finished; nothing to do.")
+            complete_page(run.path)
             return run.path / "report.json"
         return _Serving(folder, study, run, view, patience_seconds).go()
 

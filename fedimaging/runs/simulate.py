@@ -80,6 +80,10 @@ def simulate(study: Study, out: Path, options: Options, view: LiveView) -> Path:
     with folder.held(study, resume=options.resume):
         if options.resume and folder.finished and not _more_is_asked(folder, options):
             view.say(f"the run in {str(out)!r} is finished; nothing to do.")
+            if options.report:
+                from fedimaging.runs.report import complete_page
+
+                complete_page(folder.path)
             return folder.path / "report.json"
         run = _prepare(study, options, folder, view)
         run.clock["start"] = time.monotonic() - began
@@ -334,13 +338,3 @@ def _finish(run: _Run, federated: _Arm, blocks: Mapping[str, Any], left_out: Seq
 
         write_page(run.folder.path)
     return run.folder.path / "report.json"
-
-
-def headline(report: Mapping[str, Any]) -> str:
-    """One line for the terminal: the primary metric with its interval, and the largest epsilon spent."""
-    metric = report["task"]["primary_metric"]
-    row = report["test"].get(metric) or {}
-    value, low, high = ("?" if row.get(key) is None else f"{row[key]:.3f}" for key in ("value", "low", "high"))
-    spent = [site["privacy"]["epsilon"] for site in report["sites"].values() if site.get("privacy")]
-    privacy = f"largest ε spent {max(spent):.2f}" if spent else "no differential privacy"
-    return f"test {metric} {value} ({low} to {high}); {privacy}; {report['seconds']['total']:.0f} s"

@@ -192,6 +192,17 @@ def test_a_run_that_was_killed_while_it_wrote_its_first_file_begins_anew(
     assert not list(run.rglob(".*.part"))
 
 
+def test_a_run_that_was_killed_before_its_page_was_written_gets_it(tiny_study: MakeStudy, tmp_path: Path) -> None:
+    run, study = tmp_path / "run", tiny_study("privacy=null")
+    _run(study, run, report=True)
+    page, facts = (run / "report.html").read_bytes(), (run / "report.json").read_bytes()
+    (run / "report.html").unlink()
+    _run(study, run, resume=True)
+    assert not (run / "report.html").exists()
+    _run(study, run, resume=True, report=True)
+    assert ((run / "report.html").read_bytes(), (run / "report.json").read_bytes()) == (page, facts)
+
+
 def test_folders_of_others_are_left_alone(tiny_study: MakeStudy, tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("x")
