@@ -30,7 +30,7 @@ from fedimaging.privacy import key_stream
 from fedimaging.privacy.units import poisson_inclusion
 
 _CHUNK = 1 << 17  # numbers per key: their bits fit the cache, and the chunks can be filled side by side
-_FEW = 1 << 12  # numbers of a step; below, calls cost more than numbers, and those of several steps are made at once
+_FEW = 1 << 15  # numbers of a step; below, calls cost more than numbers, and those of several steps are made at once
 _AHEAD = 8  # so many steps
 _DRAWS = 4  # Gaussians summed for one number of secure noise
 _MANTISSA = 0x000F_FFFF_FFFF_FFFF
@@ -77,11 +77,12 @@ class SimulatedNoise:
         _add(tensors, std, partial(self._gaussian_key, step), _SIMULATED, over, partial(self._few, step))
 
     def _few(self, step: int, count: int) -> Tensor:
-        """(count,) normals of a step, from one pass for it and the next ones. What is kept follows from the key like any other
-        number here; secure noise is never made ahead."""
+        """(count,) normals of a step; from the second of steps in a row, one pass makes those of the next ones too. What is kept
+        follows from the key like any other number here; secure noise is never made ahead."""
         first, normals = self._ahead
-        if not first <= step < first + len(normals) or normals.shape[1] != count:
-            words = torch.empty(_AHEAD, 1, 2, count // 2, dtype=_SIMULATED.words)
+        end, alike = first + len(normals), normals.shape[1] == count
+        if not (alike and first <= step < end):
+            words = torch.empty(_AHEAD if alike and step == end else 1, 1, 2, count // 2, dtype=_SIMULATED.words)
             for place, row in enumerate(words):
                 key_stream.fill(self._gaussian_key(step + place, 0), row)
             first, normals = self._ahead = step, _SIMULATED.normals(words)
