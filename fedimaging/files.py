@@ -37,14 +37,19 @@ def _discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_cut_short(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers left behind: of the file `name` in this folder, or of every file here and below.
+def cut_short(folder: Path, name: str | None = None) -> list[Path]:
+    """What writers that were killed left behind: of the file `name` (a pattern) in this folder, or of every file here and below.
 
-    For the one who holds the folder's lock, so that no writer of these is alive.
+    A writer that is alive has such a file too; only who holds the folder's lock can tell.
     """
-    for left in list(folder.glob(f".{name}.*.part") if name else folder.rglob(".*.part")):
-        if left.name.split(".")[-2].isdigit():  # the writer's number; other programs' files stay
-            _discard(left)
+    found = folder.glob(f".{name}.*.part") if name else folder.rglob(".*.part")
+    return [path for path in found if path.name.split(".")[-2].isdigit()]  # the number of the writer's process
+
+
+def remove_cut_short(folder: Path, name: str | None = None) -> None:
+    """Remove what `cut_short` finds."""
+    for left in cut_short(folder, name):
+        _discard(left)
 
 
 def write_text(path: Path, text: str) -> None:

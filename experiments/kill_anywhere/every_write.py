@@ -3,7 +3,8 @@
     python experiments/kill_anywhere/every_write.py --jobs 2
 
 Random moments seldom meet the microseconds between two files. Here a tiny private federation runs once in peace, and its
-operations on files are counted: every file opened for writing, renamed or removed, every folder made. Then, for each number N,
+operations on files are counted: every file opened for writing, renamed or removed, every folder made, as far as Python tells of
+them (not what SQLite does inside, nor what native code writes). Then, for each number N,
 it is started anew, killed (SIGKILL) just before its N-th operation, and resumed to its end. Every ledger must be in order and
 hold every step that was run, the resumed run must end with exit code 0 and the same weights bit for bit, and nothing half
 written may be left. Exit code 1 where anything does not hold.
@@ -51,7 +52,8 @@ class EveryWrite:
         federation = Federation(self._folder / f"killed_{number}", self._study, 1, *self._more)
         process = federation.start(**self._dying(federation, number))
         if process.wait(timeout=PATIENCE_SECONDS) != -signal.SIGKILL:
-            return f"ended with exit code {process.returncode} where it was to be killed"
+            said = federation.errors.read_text()[-500:]
+            return f"ended with exit code {process.returncode} where it was to be killed: {said}"
         try:
             federation.books()
             federation.must_end_well(federation.start())
@@ -61,7 +63,8 @@ class EveryWrite:
         files = _files(federation.folder)
         if files != self._files:
             return f"missing or left behind: {', '.join(sorted(files ^ self._files))}"
-        same = all(np.array_equal(self._weights[name], value) for name, value in federation.weights().items())
+        found = federation.weights()
+        same = found.keys() == self._weights.keys() and all(np.array_equal(self._weights[name], found[name]) for name in found)
         shutil.rmtree(federation.folder)
         return "" if same else "the final weights differ from those of the undisturbed run"
 

@@ -30,8 +30,8 @@ from fedimaging.privacy import key_stream
 from fedimaging.privacy.units import poisson_inclusion
 
 _CHUNK = 1 << 17  # numbers per key: their bits fit the cache, and the chunks can be filled side by side
-_FEW = 1 << 15  # numbers of a step; below, calls cost more than numbers, and those of several steps are made at once
-_AHEAD = 8  # so many steps
+_FEW = 1 << 15  # numbers of a step; up to here calls cost a good part of the time, and several steps' are made at once
+_AHEAD = 8  # so many steps at most
 _DRAWS = 4  # Gaussians summed for one number of secure noise
 _MANTISSA = 0x000F_FFFF_FFFF_FFFF
 _EXPONENT_OF_ONE = 0x3FF0_0000_0000_0000
@@ -77,12 +77,14 @@ class SimulatedNoise:
         _add(tensors, std, partial(self._gaussian_key, step), _SIMULATED, over, partial(self._few, step))
 
     def _few(self, step: int, count: int) -> Tensor:
-        """(count,) normals of a step; from the second of steps in a row, one pass makes those of the next ones too. What is kept
-        follows from the key like any other number here; secure noise is never made ahead."""
+        """(count,) normals of a step. One pass makes those of the next steps too, twice as many as the last one where steps of as
+        many numbers follow each other. What is kept follows from the key like any other number here; secure noise is never made
+        ahead."""
         first, normals = self._ahead
         end, alike = first + len(normals), normals.shape[1] == count
         if not (alike and first <= step < end):
-            words = torch.empty(_AHEAD if alike and step == end else 1, 1, 2, count // 2, dtype=_SIMULATED.words)
+            steps = min(_AHEAD, 2 * len(normals)) if alike and step == end else 1
+            words = torch.empty(steps, 1, 2, count // 2, dtype=_SIMULATED.words)
             for place, row in enumerate(words):
                 key_stream.fill(self._gaussian_key(step + place, 0), row)
             first, normals = self._ahead = step, _SIMULATED.normals(words)
@@ -133,7 +135,7 @@ def _add(
     few: Callable[[int], Tensor] | None = None,
 ) -> None:
     """Add std times standard normals to all numbers laid end to end, of which chunk i comes from the key `key_of(i)`, and divide
-    by `over`. On a CPU, up to _FEW numbers come from `few(count)`, count being even, where that is given. Product and sum are
+    by `over`. Made by the CPU, up to _FEW numbers come from `few(count)`, count being even. Product and sum are
     formed in the method's precision, or the tensors' own type if that is wider, then rounded."""
     if not (math.isfinite(std) and std >= 0):
         raise PrivacyError(bad_value("std of the noise", std, "must be a finite number, 0 or above"))

@@ -17,7 +17,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedimaging.errors import RunError, bad_value
-from fedimaging.files import write_text
+from fedimaging.files import remove_cut_short, write_text
 from fedimaging.runs import (
     report_calibration,
     report_compare,
@@ -56,8 +56,11 @@ def write_page(run: Path) -> Path:
 
 
 def complete_page(run: Path) -> None:
-    """Write the page of a finished run that was killed before it had one. Errors of `write_page`."""
-    if not (run / "report.html").exists():
+    """The page of a finished run, where there is none or one of an earlier report: the run was killed before it wrote it, or made
+    without. Errors of `write_page`."""
+    remove_cut_short(run, "report.html")
+    page, report = run / "report.html", run / "report.json"
+    if not page.exists() or page.stat().st_mtime_ns < report.stat().st_mtime_ns:
         write_page(run)
 
 

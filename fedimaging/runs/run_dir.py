@@ -22,7 +22,7 @@ import yaml
 
 from fedimaging.errors import RunError, StudyError
 from fedimaging.federated.rounds import ServerState
-from fedimaging.files import append_line, disk_fault, remove_cut_short, write_text, write_whole
+from fedimaging.files import append_line, cut_short, disk_fault, remove_cut_short, write_text, write_whole
 from fedimaging.results import RoundResult
 from fedimaging.study.load import load
 from fedimaging.study.schema import Study
@@ -161,12 +161,13 @@ class RunDir:
     def _check_study(self, study: Study, *, resume: bool) -> None:
         path = self.path / "study.yaml"
         if not path.exists():
-            remove_cut_short(self.path, path.name)  # killed while it wrote its first file: a new run, not somebody's folder
-            others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            left = cut_short(self.path, path.name)  # killed while it wrote its first file: a new run, not somebody's folder
+            others = [p.name for p in self.path.iterdir() if p.name != ".lock" and p not in left]
             if others:
                 raise RunError(
                     f"folder {str(self.path)!r} is not empty and holds no run (it has {others[0]!r}); choose another --out."
                 )
+            remove_cut_short(self.path, path.name)
             return
         theirs = self._fingerprint_in(path)
         if theirs != study.fingerprint:
@@ -177,7 +178,7 @@ class RunDir:
         if not resume:
             state = "a finished run" if self.finished else "an unfinished run"
             raise RunError(f"run folder {str(self.path)!r} holds {state} of this study; add --resume, or choose another --out.")
-        if not self.finished:
+        if not self.finished:  # in a finished run's folder, reports and audits are written without the lock
             remove_cut_short(self.path)
 
     @staticmethod

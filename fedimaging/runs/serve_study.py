@@ -259,11 +259,11 @@ class _Serving:
         tree["site_privacy"] = site_privacy_facts(self.study, means, len(self.study.hospitals.training_sites))
         tree["calibration"] = {"kind": self.study.task.kind, "tempering": self.tempering, "before": None, "after": None}
         write_calibration(self.run.path, self.tempering)
+        self.folder.audit("run_finished", study=self.study.fingerprint, rounds=len(self.run.rounds()))  # twice after a kill here
         write_json(self.run.path / "report.json", tree)
         from fedimaging.runs.report import write_page
 
         write_page(self.run.path)
-        self.folder.audit("run_finished", study=self.study.fingerprint, rounds=len(self.run.rounds()))
         return self.run.path / "report.json"
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from fedimaging.errors import DataError, FedimagingError, PrivacyError, RunError, StudyError
 from fedimaging.runs import sweep_collect
+from fedimaging.runs.report import complete_page
 from fedimaging.runs.report_view import part, primary_metric
 from fedimaging.runs.sweep_dir import SweepDir
 from fedimaging.runs.sweep_grid import Asked, PlannedRun, expand
@@ -55,6 +56,10 @@ def sweep(asked: Asked, out: Path, options: SweepOptions, view: SweepView) -> Sw
     with folder.held(runs, baselines=asked.baselines):
         pending = [run for run in runs if not folder.is_done(run)]
         failed = _work(runs, pending, folder, options, view, asked)
+        if options.reports:
+            for run in runs:
+                if folder.is_done(run):
+                    complete_page(folder.run(run))
         violations = sweep_collect.collect(folder, runs, tuned_on=options.tuned_on)
         if failed:
             first = next(iter(failed))

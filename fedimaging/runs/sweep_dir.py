@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedimaging.errors import RunError
-from fedimaging.files import disk_fault, held, remove_cut_short, write_json
+from fedimaging.files import cut_short, disk_fault, held, remove_cut_short, write_json
 from fedimaging.runs.report import read_report
 from fedimaging.runs.sweep_grid import PlannedRun
 from fedimaging.runs.sweep_worker import AUDIT_FILE
@@ -82,12 +82,14 @@ class SweepDir:
     def _check(self, runs: Sequence[PlannedRun], baselines: bool) -> None:
         path = self.path / "sweep.json"
         if not path.exists():
-            remove_cut_short(self.path, path.name)  # killed while it wrote its first file
-            others = sorted(p.name for p in self.path.iterdir() if p.name not in (".lock", "workers.log"))
+            ours = {".lock", "workers.log", *(left.name for left in cut_short(self.path, path.name))}
+            others = sorted(p.name for p in self.path.iterdir() if p.name not in ours)
             if others:
                 raise RunError(
                     f"folder {str(self.path)!r} is not empty and holds no sweep (it has {others[0]!r}); choose another --out."
                 )
+        remove_cut_short(self.path, "*")
+        if not path.exists():
             return
         theirs = self._read_plan(path)
         mine = {run.name: run.study.fingerprint for run in runs}

@@ -199,15 +199,23 @@ def test_a_run_that_was_killed_before_its_page_was_written_gets_it(tiny_study: M
     (run / "report.html").unlink()
     _run(study, run, resume=True)
     assert not (run / "report.html").exists()
+    (run / ".report.html.4458.part").write_text("<html>")
     _run(study, run, resume=True, report=True)
     assert ((run / "report.html").read_bytes(), (run / "report.json").read_bytes()) == (page, facts)
+    assert not list(run.rglob(".*.part"))
+    (run / "report.html").write_text("of an earlier report")
+    os.utime(run / "report.html", (0, 0))
+    _run(study, run, resume=True, report=True)
+    assert (run / "report.html").read_bytes() == page
 
 
 def test_folders_of_others_are_left_alone(tiny_study: MakeStudy, tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
-    (tmp_path / "letters" / "dear.txt").write_text("x")
+    for name in ("dear.txt", ".study.yaml.12.part"):
+        (tmp_path / "letters" / name).write_text("x")
     with pytest.raises(RunError, match="holds no run"):
         _run(tiny_study(ENGINE), tmp_path / "letters")
+    assert len(list((tmp_path / "letters").glob("[!.]*"))) == len(list((tmp_path / "letters").glob(".study*"))) == 1
     _run(tiny_study("privacy=null"), tmp_path / "run")
     with pytest.raises(RunError, match="finished run of this study; add --resume"):
         _run(tiny_study("privacy=null"), tmp_path / "run")

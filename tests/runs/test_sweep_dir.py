@@ -55,6 +55,8 @@ def test_a_sweep_that_was_killed_while_it_wrote_its_first_file_begins_anew(tmp_p
     folder.path.mkdir()
     (folder.path / ".sweep.json.4458.part").write_text("{")
     _take(folder, planned())
+    (folder.path / ".table.md.4458.part").write_text("|")
+    _take(folder, planned())
     assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "sweep.json"]
 
 
