@@ -97,26 +97,25 @@ class Federation:
         return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
     def books(self) -> tuple[dict[str, int], dict[str, int], int]:
-        """(charged, run) steps by hospital, and the number of reservations that nobody settled.
+        """(charged, run) steps by hospital, in all that it trained with baselines, and the number of reservations that nobody settled.
 
         Errors: LedgerError where a ledger is not in order, Broken where a hospital ran more than it was charged.
         """
         run = Counter(self.trace.read_text().split())  # first: a worker that outlives the kill may still go on
-        charged: dict[str, int] = {}
+        charged: Counter[str] = Counter()
         unsettled = 0
-        for site in sorted((self.folder / "sites").glob("*")):
+        for site in sorted(self.folder.glob("**/sites/*")):
             ledger = site / "ledger.sqlite"
             if not head_path(ledger).exists():  # its creation was cut short, before anything could be charged
-                charged[site.name] = 0
                 continue
             chain = verify(ledger)
-            charged[site.name] = sum(charge.steps for charge in chain.charges())
+            charged[site.name] += sum(charge.steps for charge in chain.charges())
             kinds = Counter(row.kind for row in chain.rows)
             unsettled += kinds["reserved"] - kinds["settled"]
         for name, steps in run.items():
-            if charged.get(name, 0) < steps:
-                raise Broken(f"{self.folder.name}: {name} ran {steps} steps and is charged {charged.get(name, 0)}")
-        return charged, dict(run), unsettled
+            if charged[name] < steps:
+                raise Broken(f"{self.folder.name}: {name} ran {steps} steps and is charged {charged[name]}")
+        return dict(charged), dict(run), unsettled
 
     def weights(self) -> dict[str, np.ndarray]:
         """The final model."""
