@@ -97,7 +97,7 @@ class Federation:
         return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
     def books(self) -> tuple[dict[str, int], dict[str, int], int]:
-        """(charged, run) steps by hospital, in all that it trained with baselines, and the number of reservations that nobody settled.
+        """(charged, run) steps by hospital, baselines included, and the number of reservations that nobody settled.
 
         Errors: LedgerError where a ledger is not in order, Broken where a hospital ran more than it was charged.
         """
