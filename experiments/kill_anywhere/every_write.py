@@ -4,10 +4,10 @@
 
 Random moments seldom meet the microseconds between two files. Here a tiny private federation runs once in peace, and its
 operations on files are counted: every file opened for writing, renamed or removed, every folder made, as far as Python tells of
-them (not what SQLite does inside, nor what native code writes). Then, for each number N,
-it is started anew, killed (SIGKILL) just before its N-th operation, and resumed to its end. Every ledger must be in order and
-hold every step that was run, the resumed run must end with exit code 0 and the same weights bit for bit, and nothing half
-written may be left. Exit code 1 where anything does not hold.
+them (not what SQLite does inside, nor what native code writes). Then, for each number N, it is started anew, killed (SIGKILL)
+just before its N-th operation, and resumed to its end. Every ledger must be in order and hold every step that was run, the
+resumed run must end with exit code 0 and the same weights bit for bit, and no file may be missing or left half written, but for
+what `_files` names. Exit code 1 where anything does not hold.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -51,7 +52,11 @@ class EveryWrite:
         """Die before that operation and resume; what did not hold, or nothing."""
         federation = Federation(self._folder / f"killed_{number}", self._study, 1, *self._more)
         process = federation.start(**self._dying(federation, number))
-        if process.wait(timeout=PATIENCE_SECONDS) != -signal.SIGKILL:
+        try:
+            process.wait(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # not by the signal that it was to die of
+        if process.wait() != -signal.SIGKILL:
             said = federation.errors.read_text()[-500:]
             return f"ended with exit code {process.returncode} where it was to be killed: {said}"
         try:

@@ -69,12 +69,13 @@ def test_simulated_noise_follows_from_its_key_alone() -> None:
 @pytest.mark.parametrize("size", [1, 7, 802, 40_000])
 def test_a_step_has_its_noise_whatever_was_drawn_before(size: int) -> None:
     source = SimulatedNoise(1, "a", 2)
-    expected = {step: _drawn(SimulatedNoise(1, "a", 2), size, step) for step in range(-1, 20)}
+    expected = {step: _drawn(SimulatedNoise(1, "a", 2), size, step) for step in range(-1, 40)}
     assert len({tuple(numbers) for numbers in expected.values()}) == len(expected)
-    for step in (0, 1, 2, 2, 19, 5, 4, -1, 0, *range(20)):
+    for step in (0, 1, 2, 2, 19, 5, 4, -1, 0, *range(40), 31, 20):
         assert np.array_equal(_drawn(source, size, step), expected[step]), step
-        if step % 5 == 3:
-            _drawn(source, size + 2, step)
+    for step in range(10):
+        assert np.array_equal(_drawn(source, size, step), expected[step]), step
+        _drawn(source, size + 2, step)
 
 
 def test_simulated_noise_is_the_same_for_any_number_of_threads() -> None:

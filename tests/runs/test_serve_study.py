@@ -128,8 +128,11 @@ def test_a_run_goes_on_after_a_lost_server_and_a_failed_round_and_ends_with_a_si
     assert events.count("round") == 3
     assert events.count("round_failed") == 2
     assert events[-1] == "run_finished"
-    with LiveView(3, out=said) as view:  # again, and nothing more is done
+    page = path.with_name("report.html")
+    page.unlink()
+    with LiveView(3, out=said) as view:  # again, and nothing more is done but for the page
         assert run_study(folder, study, resume=True, patience_seconds=0.0, view=view) == path
+    assert page.exists()
     assert [row[1] for row in status(folder).runs] == ["finished after 3 rounds"]
 
 

@@ -140,7 +140,9 @@ def test_a_worker_that_dies_is_replaced_and_ctrl_c_ends_them_all(tmp_path: Path)
     assert process.returncode == 130, said
     assert "the same command" in said
     _until(_gone(second), 10)
-    assert _sweep(*_command(study, out, "--jobs", "1", "-q", epsilon="inf")).returncode == 0
+    for more in ((), ("--reports",)):  # the second time nothing is trained, but pages are missing
+        assert _sweep(*_command(study, out, "--jobs", "1", "-q", *more, epsilon="inf")).returncode == 0
+    assert len(list(out.glob("runs/*/report.html"))) == len(list(out.glob("runs/*"))) == 2
 
 
 @pytest.mark.slow
